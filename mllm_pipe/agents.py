@@ -1,0 +1,181 @@
+"""Who is meant by a name: runtimes, agents, presets, and the configuration, which is read only if a name needs it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+import orjson
+
+from mllm_pipe import runtimes
+from mllm_pipe.errors import Usage
+from mllm_pipe.terminal import say
+
+Target = dict[str, Any]
+Agent = dict[str, Any]
+
+_DATA = os.path.join(os.path.dirname(__file__), "data")
+
+
+def builtin() -> list[str]:
+    """The runtimes that need no configuration, by name: the folder is the registry."""
+    files = os.listdir(os.path.dirname(runtimes.__file__))
+    kinds = [name[:-3].replace("_", "-") for name in files if name.endswith(".py") and not name.startswith("_")]
+    return sorted(set(kinds) - {"command"} | {"exec"})
+
+
+def presets() -> dict[str, Any]:
+    """Servers of the openai-chat kind known by name: {name: {"base_url", "key_env", ...}}."""
+    try:
+        with open(os.path.join(_DATA, "presets.json"), "rb") as file:
+            known: dict[str, Any] = orjson.loads(file.read())
+            return known
+    except FileNotFoundError:
+        return {}
+
+
+def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, Agent]:
+    """The target that a SPEC names, and the agent that it speaks as.
+
+    SPEC is RUNTIME, RUNTIME:MODEL or RUNTIME/MODEL, exec:COMMAND, replay:FILE, or an agent or runtime named in
+    mllm.toml. `flags` (base_url, key_env, pass_env, max_tokens) win over the configuration when they are set.
+    The agent is {"name", "system", "instruction"}, with None where nothing is configured. Usage if the name is unknown.
+    """
+    agent: Agent = {"name": None, "system": None, "instruction": None}
+    name, _, rest = spec.partition(":")
+    if name in ("exec", "command"):
+        target = {"runtime": "exec", "kind": "command", "argv": _words(rest, spec)}
+    elif name == "replay":
+        if not rest:
+            raise Usage("replay: no file; say replay:FILE")
+        target = {"runtime": "replay", "kind": "replay", "path": rest}
+    else:
+        cut = min((spec.index(mark) for mark in ":/" if mark in spec), default=len(spec))
+        name, wanted = spec[:cut], spec[cut + 1 :] or None
+        target, agent = _named(name)
+        if wanted:
+            target["model"] = wanted
+    target = {"model": None, "base_url": None, "key_env": None, "pass_env": [], "max_tokens": None} | target
+    target["spec"] = spec
+    target |= {flag: value for flag, value in flags.items() if value}
+    if model:
+        target["model"] = model
+    return target, agent
+
+
+def _words(command: str, spec: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise Usage(f"{spec}: {error}") from None
+    if not words:
+        raise Usage("exec: no command; say 'exec:PROGRAM ARGUMENTS'")
+    return words
+
+
+def _named(name: str) -> tuple[Target, Agent]:
+    agent: Agent = {"name": None, "system": None, "instruction": None}
+    if name in builtin() and name not in ("exec", "replay"):
+        return {"runtime": name, "kind": name}, agent
+    known = presets()
+    if name in known:
+        return {"runtime": name, "kind": "openai-chat"} | known[name], agent
+    configuration = read_configuration()
+    if name in configuration.get("agents", {}):
+        configured = configuration["agents"][name]
+        if not isinstance(configured.get("runtime"), str):
+            raise Usage(f"{configuration['file']}: agents.{name}: runtime is missing")
+        target, _ = find(configured["runtime"]) if configured["runtime"] != name else _named_runtime(name, configuration)
+        return target, {"name": name, "system": configured.get("system"), "instruction": configured.get("instruction")}
+    if name in configuration.get("runtimes", {}):
+        return _named_runtime(name, configuration)[0], agent
+    everything = [*builtin(), *known, *configuration.get("agents", {}), *configuration.get("runtimes", {})]
+    raise Usage(f"{name!r} is no runtime or agent{nearest(name, everything)}; mllm doctor lists what is usable here")
+
+
+def _named_runtime(name: str, configuration: dict[str, Any]) -> tuple[Target, Agent]:
+    configured = dict(configuration.get("runtimes", {}).get(name, {}))
+    kind = configured.pop("kind", None)
+    if not isinstance(kind, str):
+        raise Usage(f"{configuration['file']}: runtimes.{name}: kind is missing")
+    if kind == "command":
+        command = configured.pop("command", None)
+        if isinstance(command, str):
+            configured["argv"] = _words(command, name)
+        elif isinstance(command, list) and command and all(isinstance(word, str) for word in command):
+            configured["argv"] = command
+        else:
+            raise Usage(f"{configuration['file']}: runtimes.{name}: command is missing")
+    return {"runtime": name, "kind": kind} | configured, {}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """"; did you mean X?" for a name that looks like a known one, else ""."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# -- the configuration ---------------------------------------------------------------------------------------------------
+
+
+def read_configuration() -> dict[str, Any]:
+    """The configuration in force: $MLLM_CONFIG, else the user's; {"file": path, "agents": ..., "runtimes": ...}.
+
+    A project's own mllm.toml is not used: it came with the directory, so it may name any program. It is told of.
+    """
+    chosen = os.environ.get("MLLM_CONFIG")
+    if chosen:
+        return _read(chosen, must=True)
+    project = project_file()
+    if project:
+        say(f"{project} is not used, it came with this directory; to use it: MLLM_CONFIG={shlex.quote(project)}")
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return _read(os.path.join(home, "mllm-pipe", "mllm.toml"), must=False)
+
+
+def project_file() -> str | None:
+    """The mllm.toml found by walking up from the current directory to the root of its repository."""
+    folder = os.getcwd()
+    while True:
+        candidate = os.path.join(folder, "mllm.toml")
+        if os.path.isfile(candidate):
+            return candidate
+        parent = os.path.dirname(folder)
+        if parent == folder or os.path.exists(os.path.join(folder, ".git")):
+            return None
+        folder = parent
+
+
+def _read(path: str, *, must: bool) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file) | {"file": path}
+    except FileNotFoundError:
+        if must:
+            raise Usage(f"MLLM_CONFIG: {path}: no such file") from None
+        return {"file": path}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Usage(f"{path}: {error}") from None
+
+
+def usable_here() -> list[str]:
+    """The names of the built-in runtimes that could be called here; nothing is sent."""
+    return [name for name, why_not in survey() if not why_not]
+
+
+def survey() -> list[tuple[str, str]]:
+    """Each built-in runtime and why it cannot be called here ("" if it can)."""
+    found = []
+    for name in builtin():
+        kind = "command" if name == "exec" else name
+        target = {"runtime": name, "kind": kind, "model": None, "base_url": None, "key_env": None, "pass_env": []}
+        if name in ("exec", "replay"):
+            found.append((name, ""))  # as usable as the program or the file that is named
+        else:
+            found.append((name, runtimes.load(kind).usable(target)))
+    return found

@@ -1,0 +1,130 @@
+"""One call of a runtime, with its clock, its span and its two lines in the journal. What dispatch and judge share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mllm_pipe import journal
+from mllm_pipe.envelope import Record, new_id, timestamp
+from mllm_pipe.errors import CallFailed, WriteFailed
+from mllm_pipe.runtimes import load
+from mllm_pipe.stream import traceparent, watch_reader
+
+Result = dict[str, Any]
+
+
+class Io:
+    """What a runtime has of us during a call: who hears its text, and how long it may take."""
+
+    def __init__(self, timeout_s: float, on_text: Callable[[str], None] | None = None) -> None:
+        self.started = time.monotonic()
+        self.timeout_s, self.on_text = timeout_s, on_text
+        self.first_text: float | None = None
+
+    def text(self, piece: str) -> None:
+        """A piece of the answer has come."""
+        if self.first_text is None:
+            self.first_text = time.monotonic()
+        if self.on_text:
+            self.on_text(piece)
+
+    def left(self) -> float:
+        """Seconds left of the deadline. CallFailed("timeout") when there are none."""
+        left = self.started + self.timeout_s - time.monotonic()
+        if left <= 0:
+            raise CallFailed("timeout", f"no whole answer within {self.timeout_s:g} s; --timeout sets the limit")
+        return left
+
+
+class Call:
+    """What came of a call: its span, and the result or the failure (or both: what had come when it failed).
+
+    made: the records that `make` made of it. unkept: why the journal does not have them, "" if it has.
+    """
+
+    __slots__ = ("span", "result", "failure", "made", "unkept")
+
+    def __init__(self, span: Record, result: Result | None, failure: CallFailed | None, made: list[Record]) -> None:
+        self.span, self.result, self.failure, self.made = span, result, failure, made
+        self.unkept = ""
+
+
+def ask(
+    target: dict[str, Any],
+    request: dict[str, Any],
+    about: dict[str, Any],
+    *,
+    timeout_s: float,
+    on_text: Callable[[str], None] | None = None,
+    make: Callable[[Result, Record], list[Record]],
+) -> Call:
+    """Ask the target. `about` is what the span says of the work: thread, op, parent_run_id, slot, agent, input_id.
+
+    `make` turns a result, whole or partial, into the records to keep; they go into the journal with the span before
+    anything else happens. WriteFailed, and nothing is sent, if the journal cannot be written.
+    """
+    runtime = load(target["kind"])
+    run_id, key = new_id(), journal.key_of(target, request)
+    name = {"runtime": target["runtime"], "model": target.get("model")}
+    journal.intend(run_id, key, about | name)
+    io = Io(timeout_s, on_text)
+    started_at = timestamp()
+    result: Result | None = None
+    failure: CallFailed | None = None
+    try:
+        result = runtime.call(target, request, io)
+    except CallFailed as failed:
+        failure, result = failed, failed.result
+    duration_ms = _ms(time.monotonic() - io.started)
+    status = "ok" if failure is None else "unknown" if failure.billed == "unknown" else "error"
+    attempt = name | {"status": status, "duration_ms": duration_ms}
+    if failure:
+        attempt["code"] = failure.code
+    got = result or {}
+    span: Record = {"v": 1, "type": "span", "thread": about["thread"], "id": run_id, "at": timestamp()}
+    span |= {key: value for key, value in about.items() if key != "thread"}
+    if traceparent():
+        span["traceparent"] = traceparent()
+    span |= {
+        "runtime": target["runtime"],
+        "model": got.get("model") or target.get("model"),
+        "started_at": started_at,
+        "duration_ms": duration_ms,
+        "first_token_ms": _ms(io.first_text - io.started) if io.first_text else None,
+        "status": status,
+        "usage": got.get("usage"),
+        "cost_usd": got.get("cost_usd"),
+        "cost_source": got.get("cost_source"),
+        "attempts": [attempt],
+    }
+    if got.get("losses"):
+        span["losses"] = got["losses"]
+    made = make(result, span) if result and result["parts"] else []
+    span["output_ids"] = [record["id"] for record in made]
+    call = Call(span, result, failure, made)
+    try:
+        journal.conclude(run_id, key, status, [span, *made])
+    except WriteFailed as lost:
+        call.unkept = str(lost)
+    return call
+
+
+def stop_when_reader_leaves() -> None:
+    """From now on, a reader of stdout that leaves ends us at once: children killed, requests in flight cancelled."""
+
+    def stop() -> None:
+        child = sys.modules.get("mllm_pipe.runtimes._child")
+        if child:
+            child.kill_all()
+        os._exit(128 + signal.SIGPIPE)
+
+    watch_reader(stop)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

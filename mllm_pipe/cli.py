@@ -1,0 +1,123 @@
+"""How every command starts and ends: names, signals, and one line on stderr with the right exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import click
+
+from mllm_pipe import __version__
+from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped
+from mllm_pipe.lines import MAX_LINE
+from mllm_pipe.stream import die_by
+from mllm_pipe.terminal import call_me, guard_descriptors, say
+
+Options = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def run(command: click.Command, arguments: list[str] | None = None, name: str | None = None) -> NoReturn:
+    """Run a command whose callback gives its exit status, and end the process with it.
+
+    A failure is one line on stderr; a signal ends us as that signal; what we did not foresee is status 70.
+    """
+    name = name or str(command.name)
+    call_me(name)
+    sys.excepthook = _defect
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, _stop)
+    try:
+        guard_descriptors()
+        status = command.main(arguments, prog_name=name, standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        leave(status if isinstance(status, int) else 0)
+    except click.exceptions.Exit as done:
+        leave(done.exit_code)
+    except click.ClickException as wrong:
+        say(f"{wrong.format_message().rstrip('.')}; see {name} --help")
+        leave(USAGE)
+    except Failure as failure:
+        say(str(failure))
+        leave(failure.status)
+    except click.Abort:
+        die_by(signal.SIGINT)
+    except Stopped as stopped:
+        die_by(stopped.signum)
+    except OSError as error:  # from click, which prints help and completion itself
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF):
+            raise
+        if error.errno == errno.EPIPE:
+            die_by(signal.SIGPIPE)
+        say(f"stdout cannot be written: {error.strerror}")
+        leave(WRITE_FAILED)
+    raise AssertionError("unreachable")
+
+
+def leave(status: int) -> NoReturn:
+    """End at once: all writes are done by then, and what the interpreter would tidy up costs a user 10 ms."""
+    os._exit(status)
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    raise Stopped(signum)
+
+
+def _defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if os.environ.get("MLLM_DEBUG"):
+        sys.__excepthook__(kind, error, trace)
+    say(f"a defect of ours, please report it: {kind.__name__}: {error}; MLLM_DEBUG=1 shows where")
+    leave(DEFECT)
+
+
+# -- what several commands' flags share ----------------------------------------------------------------------------------
+
+
+def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--grouped, --max-line, -q, --version and -h, which every filter has."""
+    return _with(
+        function,
+        click.option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
+        click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
+                     help="Longest line that is taken; 64 MiB."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors."),
+        *_COMMON,
+    )  # fmt: skip
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--version and -h."""
+    return _with(function, *_COMMON)
+
+
+def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every call of a runtime can be told: -m, --base-url, --key-env, --pass-env, --max-tokens, --timeout."""
+    return _with(
+        function,
+        click.option("-m", "--model", metavar="MODEL", help="The model; also RUNTIME:MODEL or RUNTIME/MODEL."),
+        click.option("--base-url", metavar="URL", help="Where the API is."),
+        click.option("--key-env", metavar="NAME", help="The environment variable that holds the key."),
+        click.option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
+        click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer, for the APIs."),
+        click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, envvar="MLLM_TIMEOUT",
+                     metavar="SECONDS", help="Limit of a whole call; 600."),
+    )  # fmt: skip
+
+
+_COMMON = (
+    click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version and end."),
+    click.help_option("-h", "--help", help="Show this and end."),
+)
+
+
+def _with(function: Callable[..., Any], *options: Options) -> Callable[..., Any]:
+    """The function with options that its help lists in this order: click puts each new one first."""
+    for option in reversed(options):
+        function = option(function)
+    return function

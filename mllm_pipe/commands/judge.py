@@ -1,0 +1,128 @@
+"""judge: a verdict on the answer at the end of each thread, and an exit status that CI can hang on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mllm_pipe import cli, rubrics, verdict
+from mllm_pipe.agents import find
+from mllm_pipe.call import stop_when_reader_leaves
+from mllm_pipe.envelope import Record
+from mllm_pipe.errors import FAILED, WRITE_FAILED, Failure, Outcome, Usage
+from mllm_pipe.judging import by_model, verdict_record
+from mllm_pipe.runtimes import load
+from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
+from mllm_pipe.terminal import kind_of, say
+from mllm_pipe.thread import admitted, branch, rivals, text_of
+from mllm_pipe.turn import complaint
+
+
+@click.command("judge", context_settings={"max_content_width": 100})
+@click.option("--by", "spec", envvar="MLLM_BY", metavar="SPEC", help="Who judges: as dispatch --to.")
+@click.option("--rubric", metavar="RUBRIC", help="By what: a NAME (correctness), @FILE, or a text of several words.")
+@click.option("--check", "rules", multiple=True, metavar="RULE",
+              help="A check without a model: contains:TEXT, regex:RE, json, schema:FILE, exec:CMD, max-chars:N.")
+@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE", help="Least score that passes; the rubric's.")
+@click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
+@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
+@cli.runtime_options
+@cli.stream_options
+def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_at: float | None, advise: bool,
+            form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
+    """Judge the answer at the end of each thread on stdin.
+
+    A negative verdict is status 1, no valid verdict 6. The thread goes on with the verdict.
+    """
+    if not rubric and not rules:
+        raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
+    if rubric and not spec:
+        raise Usage("a rubric needs a judge: --by SPEC; checks do without")
+    checks = {rule: verdict.check(rule, _run) for rule in rules}
+    measure = rubrics.find(rubric) if rubric else None
+    if measure and pass_at is not None:
+        measure["pass_at"] = pass_at
+    target = find(spec, **flags)[0] if spec and measure else None
+    if target:
+        load(target["kind"])
+    if kind_of(0) in ("terminal", "null"):
+        raise Usage("no thread to judge; pipe one in: ... | judge")
+    refuse_own_output()
+    as_text = form == "text" or (form is None and kind_of(1) == "terminal")
+    outcome, sink = Outcome(), Sink(records=not as_text)
+    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line)
+    stop_when_reader_leaves()
+
+    def judge(thread: Thread, made: list[Record]) -> Failure | None:
+        """Add the verdicts on the thread to `made`; why there is none, if so."""
+        if thread.fault:
+            return thread.fault
+        messages = _judged(thread)
+        about = {"about": [messages[-1]["id"]], "parent_run_id": thread.run}
+        if checks:
+            found = verdict.findings(checks, text_of(messages[-1]["content"]))
+            author = {"agent": "check", "runtime": "check"}
+            made.append(verdict_record(thread, about | {"author": author, "rubric": "check"} | found))
+        if not measure or not target:
+            return None
+        return by_model(thread, messages, target, measure, about, made, outcome, timeout, quiet)
+
+    for thread in source.threads():
+        if thread.status == "failed":
+            outcome.fail(FAILED)
+            sink.thread(thread, [], "failed")
+            continue
+        made: list[Record] = []
+        try:
+            failure = judge(thread, made)
+        except Failure as refusal:
+            if refusal.status == WRITE_FAILED:
+                raise
+            failure = refusal
+        if failure:
+            say(f"thread {thread.id}: {failure}")
+            outcome.fail(failure.status)
+            made.append(complaint(failure, thread, next((r for r in made[::-1] if r["type"] == "span"), None)))
+        verdicts = [record for record in made if record["type"] == "verdict"]
+        negative = any(record["pass"] is False for record in verdicts)
+        outcome.said_no = outcome.said_no or thread.status == "no" or negative
+        if as_text:
+            show("".join(map(_line, verdicts)))
+        sink.thread(thread, made, "failed" if failure else "no" if negative and not advise else thread.status)
+    sink.end(source, outcome)
+    status = outcome.status()
+    return 0 if advise and status == 1 else status
+
+
+def _judged(thread: Thread) -> list[Record]:
+    """The branch whose tip is to be judged. Usage if the tip is no answer."""
+    records = admitted(thread)
+    messages = branch(records)
+    if not messages or messages[-1]["role"] != "assistant":
+        raise Usage("nothing to judge: the thread does not end with an answer; dispatch comes first")
+    if rivals(records, messages[-1]):
+        raise Usage("nothing to judge: it has several answers and none is preferred")
+    return messages
+
+
+def _line(record: Record) -> str:
+    """A verdict for a person."""
+    word = {True: "pass", False: "fail", None: "none"}[record["pass"]]
+    head = f"{word}  {'-' if record['score'] is None else format(record['score'], '.2f')}  thread {record['thread']}\n"
+    return head + "".join(
+        f"      {'-' if one.get('score') is None else format(one['score'], '.2f')}  {one['name']}: {one.get('reason', '')}\n"
+        for one in record["criteria"]
+    )
+
+
+def _run(command_line: str, answer: bytes) -> tuple[bool, str]:
+    """exec:CMD as a check: the answer on its stdin; status 0 passes. CallFailed if it cannot be run."""
+    command = load("command")
+    status, said = command.run_check(find(f"exec:{command_line}")[0], answer)
+    return status == 0, said or f"status {status}"
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run(command)

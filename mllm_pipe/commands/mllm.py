@@ -1,0 +1,131 @@
+"""mllm: the umbrella. `mllm NAME` is the command NAME; and doctor, validate, completion."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+
+import click
+import orjson
+
+from mllm_pipe import __version__, cli
+from mllm_pipe.agents import project_file, survey
+from mllm_pipe.envelope import CONTROL, admit
+from mllm_pipe.errors import BAD_RECORD, BadRecord, Usage
+from mllm_pipe.lines import MAX_LINE, Lines, Long, parse
+from mllm_pipe.stream import show
+from mllm_pipe.terminal import kind_of, say
+
+# The commands that stand on their own too, and what each says of itself in `mllm --help`.
+COMMANDS = {
+    "thread-append": "Append messages to a thread.",
+    "dispatch": "Ask a runtime for the next turn of each thread.",
+    "judge": "Judge the answer at the end of each thread.",
+    "trace": "Show the runs of a stream: time, tokens, cost, handoffs.",
+}
+
+
+class Umbrella(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = importlib.import_module(f"mllm_pipe.commands.{cmd_name.replace('-', '_')}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [*COMMANDS.items(), *((name, command.get_short_help_str(80)) for name, command in self.commands.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group("mllm", cls=Umbrella, context_settings={"max_content_width": 100})
+@cli.common_options
+def command() -> None:
+    """Work with several LLMs at once, from the shell. `mllm NAME` is the same as NAME."""
+
+
+@command.command()
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="text, or json.")
+@cli.common_options
+def doctor(form: str) -> int:
+    """Say which runtimes are usable here, and why others are not. Nothing is sent that costs."""
+    found = survey()
+    if form == "json":
+        rows = [{"runtime": name, "usable": not why_not, "why_not": why_not or None} for name, why_not in found]
+        show(orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        return 0
+    width = max(len(name) for name, _ in found)
+    lines = [f"mllm-pipe {__version__}, Python {platform.python_version()}, {sys.platform}"]
+    lines += [f"  {name.ljust(width)}  {'usable' if not why_not else 'no: ' + why_not}" for name, why_not in found]
+    if project := project_file():
+        lines.append(f"  {project} is not used: it came with this directory; MLLM_CONFIG={project} uses it")
+    show("\n".join(lines) + "\n")
+    return 0
+
+
+@command.command()
+@click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES", help="Longest line that is taken.")
+@cli.common_options
+def validate(max_line: int) -> int:
+    """Check the stream on stdin against the schema: a line for each fault, status 65 if there is one."""
+    if kind_of(0) in ("terminal", "null"):
+        raise Usage("nothing to validate; say: mllm validate < FILE")
+    lines = Lines(0, max_line)
+    number = faults = records = 0
+    for batch in lines.batches():
+        for line in batch:
+            number += 1
+            if not line:
+                continue
+            record, fault = parse(line)
+            if not fault and not isinstance(line, Long):
+                try:
+                    admit(record, line)
+                    records += record["type"] not in CONTROL
+                except BadRecord as refused:
+                    fault = str(refused)
+            if fault:
+                faults += 1
+                say(f"stdin: line {number}: {fault}")
+    if not number:
+        raise Usage("stdin is empty: did the command before fail?")
+    show(f"{records} records hold to the envelope, {faults} lines do not\n")
+    return BAD_RECORD if faults else 0
+
+
+@command.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--for", "name", type=click.Choice([*COMMANDS, "mllm"]), help="Of one command; all.")
+@cli.common_options
+def completion(shell: str, name: str | None) -> int:
+    """Print completion for a shell: eval "$(mllm completion bash)"."""
+    show("".join(completion_source(shell, one) for one in ([name] if name else [*COMMANDS, "mllm"])))
+    return 0
+
+
+def completion_source(shell: str, name: str) -> str:
+    """The completion script of one command; it asks the command itself, so it is never out of date."""
+    from click.shell_completion import get_completion_class
+
+    chosen = get_completion_class(shell)
+    assert chosen is not None
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    if shell == "bash":  # click would start bash to learn its version, when the script is made
+        chosen = type("Bash", (chosen,), {"_check_version": staticmethod(lambda: None)})
+    return chosen(command, {}, name, variable).source() + "\n"
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:  # as if it had been called by its own name
+        name = arguments[0]
+        module = importlib.import_module(f"mllm_pipe.commands.{name.replace('-', '_')}")
+        cli.run(module.command, arguments[1:], name)
+    cli.run(command)

@@ -1,0 +1,304 @@
+"""The envelope: ids, times, and the door at which records are checked. The schema is its only definition.
+
+The door reads schemas/envelope.schema.json and turns it into closures, so that no validator is imported before a
+record is refused; it knows the keywords of `_KEYWORDS` and refuses to be built from a schema that uses others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from mllm_pipe.errors import BadRecord
+
+Record = dict[str, Any]
+Check = Callable[[Any], bool]
+
+SCHEMA_PATH = os.path.join(os.path.dirname(__file__), "schemas", "envelope.schema.json")
+CONTROL = ("begin", "handoff", "end")
+MAX_DEPTH = 128  # orjson reads 1024 levels and writes 254; what we accept we can write, with room for our own nesting
+
+
+# -- ids and times ----------------------------------------------------------------------------------------------------
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then random; sorts by time."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """RFC 3339 in UTC with milliseconds, of `seconds` since the epoch, or of now."""
+    milliseconds = int((time.time() if seconds is None else seconds) * 1000)
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+    return f"{whole}.{milliseconds % 1000:03d}Z"
+
+
+def seconds_of(stamp: str) -> float | None:
+    """Seconds since the epoch of one of the envelope's times; None for a text that only looks like one."""
+    from calendar import timegm
+
+    try:
+        whole = timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+    return whole + float("0" + stamp[19:-1]) if stamp[19:-1] else float(whole)
+
+
+def line_of(record: Record) -> bytes:
+    """The record as one line of a stream, newline included."""
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+# -- the door ---------------------------------------------------------------------------------------------------------
+
+
+def has_envelope(record: Any) -> bool:
+    """True if the value has what every record must have: v, type, thread, id. All that is asked of what is copied."""
+    try:
+        kind = record["type"]
+        return (
+            record["v"] == 1
+            and record["v"] is not True
+            and type(kind) is str
+            and 0 < len(kind) <= 64
+            and (
+                kind == "begin"
+                or kind == "end"
+                or type(record["thread"]) is str
+                and 0 < len(record["thread"]) <= 200
+                and (kind == "handoff" or type(record["id"]) is str and 0 < len(record["id"]) <= 200)
+            )
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
+def envelope_fault(record: Any) -> str:
+    """What keeps a value that has no envelope from being a record, in words."""
+    if type(record) is not dict:
+        return f"a record is a JSON object, this is {_named(record)}"
+    if "v" not in record and "role" in record and "content" in record:
+        return "a bare message, not a record; complete it with: | thread-append -"
+    if record.get("v") != 1 or record["v"] is True:
+        return "v is not 1"
+    limits = {"type": 64, "thread": 200, "id": 200}
+    for name, most in limits.items():
+        value = record.get(name)
+        if type(value) is not str or not 0 < len(value) <= most:
+            break
+    return f"{name} is not a text of 1..{most} characters"
+
+
+def admit(record: Record, raw: bytes) -> None:
+    """The full door, for a record that a command uses. `raw` is its line.
+
+    BadRecord if it does not hold to the schema, holds an integer beyond 64 bits, or is nested too deeply.
+    """
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and depth(record) > MAX_DEPTH:
+        raise BadRecord(f"it is nested deeper than {MAX_DEPTH} levels")
+    if not holds(record):
+        raise BadRecord(explain(record))
+    if _LONG_NUMBER.search(raw) and _has_big_integer(raw):
+        raise BadRecord("an integer is beyond 64 bits, and would be changed in silence; write it as a string")
+
+
+def holds(record: Any) -> bool:
+    """True exactly if jsonschema (draft 2020-12) accepts the value by the envelope's schema."""
+    global _door
+    if _door is None:
+        _door = _Door(orjson.loads(_schema_bytes())).check
+    return _door(record)
+
+
+def explain(record: Any) -> str:
+    """Why a value does not hold to the schema: where, what was found, what was expected (jsonschema's best match)."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(orjson.loads(_schema_bytes()))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(record))
+    if error is None:
+        return "it holds to the envelope"
+    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path).lstrip(".")
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return f"{where or 'the record'} lacks {', '.join(missing)}"
+    expected = {
+        "type": lambda value: f"of type {value if isinstance(value, str) else ' or '.join(value)}",
+        "enum": lambda value: f"one of {', '.join(map(_named, value))}",
+        "const": lambda value: _named(value),
+    }.get(str(error.validator), lambda value: f"{error.validator} {value}")(error.validator_value)
+    return f"{where or 'the record'} is {_named(error.instance)}, expected {expected}"
+
+
+def depth(value: Any) -> int:
+    """How many levels of lists and objects a JSON value has; no recursion, so that no input can exhaust the stack."""
+    levels, level = 0, [value]
+    while level := [v for v in level if type(v) in (dict, list)]:
+        levels += 1
+        level = [inner for v in level for inner in (v.values() if type(v) is dict else v)]
+    return levels
+
+
+_door: Check | None = None
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+def _schema_bytes() -> bytes:
+    with open(SCHEMA_PATH, "rb") as file:
+        return file.read()
+
+
+def _has_big_integer(raw: bytes) -> bool:
+    import json
+
+    beyond = []
+
+    def integer(text: str) -> int:
+        # Python refuses to convert more than 4300 digits, and a longer one is beyond 64 bits anyway
+        value = int(text) if len(text) < 25 else 1 << 64
+        if not -(1 << 63) <= value < 1 << 64:
+            beyond.append(value)
+        return value
+
+    json.loads(raw, parse_int=integer)
+    return bool(beyond)
+
+
+def _named(value: Any) -> str:
+    text = orjson.dumps(value, default=repr).decode()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# JSON Schema counts 1.0 as an integer and does not count true as a number; draft 2020-12 §6.1.1.
+_TYPES: dict[str, Check] = {
+    "object": lambda v: type(v) is dict,
+    "array": lambda v: type(v) is list,
+    "string": lambda v: type(v) is str,
+    "boolean": lambda v: type(v) is bool,
+    "null": lambda v: v is None,
+    "number": lambda v: type(v) in (int, float),
+    "integer": lambda v: type(v) is int or type(v) is float and v.is_integer(),
+}
+
+
+def _same(value: Any, other: Any) -> bool:
+    """JSON equality: 1 equals 1.0, but true is not 1. Only scalars stand in our consts and enums."""
+    return bool(value == other) and (type(value) is bool) == (type(other) is bool)
+
+
+class _Door:
+    """Closures for the schema's keywords. `check` is the whole; references are looked up once, and may be circular."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.definitions = schema.get("$defs", {})
+        self.references: dict[str, Check] = {}
+        self.check = self.build(schema)
+
+    def build(self, schema: dict[str, Any]) -> Check:
+        checks = []
+        for keyword, value in schema.items():
+            if keyword in ("then", "else", "$schema", "$id", "$defs", "title", "description"):
+                continue
+            check = getattr(self, _KEYWORDS[keyword])(value, schema)
+            checks.append(check)
+        if len(checks) == 1:
+            return checks[0]  # type: ignore[no-any-return]
+        return lambda v: all([check(v) for check in checks])
+
+    def any_type(self, names: str | list[str], _: Any) -> Check:
+        tests = [_TYPES[name] for name in ([names] if isinstance(names, str) else names)]
+        if len(tests) == 1:
+            return tests[0]
+        return lambda v: any([test(v) for test in tests])
+
+    def constant(self, expected: Any, _: Any) -> Check:
+        return lambda v: _same(v, expected)
+
+    def choice(self, options: list[Any], _: Any) -> Check:
+        return lambda v: any([_same(v, option) for option in options])
+
+    def required(self, names: list[str], _: Any) -> Check:
+        return lambda v: type(v) is not dict or all([name in v for name in names])
+
+    def properties(self, members: dict[str, Any], _: Any) -> Check:
+        checks = [(name, self.build(member)) for name, member in members.items()]
+
+        def check(v: Any) -> bool:
+            if type(v) is dict:
+                for name, member in checks:
+                    if name in v and not member(v[name]):
+                        return False
+            return True
+
+        return check
+
+    def items(self, member: dict[str, Any], _: Any) -> Check:
+        check = self.build(member)
+        return lambda v: type(v) is not list or all([check(item) for item in v])
+
+    def shortest(self, least: int, _: Any) -> Check:
+        return lambda v: type(v) is not str or len(v) >= least
+
+    def longest(self, most: int, _: Any) -> Check:
+        return lambda v: type(v) is not str or len(v) <= most
+
+    def fewest(self, least: int, _: Any) -> Check:
+        return lambda v: type(v) is not list or len(v) >= least
+
+    def minimum(self, least: float, _: Any) -> Check:
+        return lambda v: type(v) not in (int, float) or v >= least
+
+    def maximum(self, most: float, _: Any) -> Check:
+        return lambda v: type(v) not in (int, float) or v <= most
+
+    def pattern(self, expression: str, _: Any) -> Check:
+        search = re.compile(expression).search
+        return lambda v: type(v) is not str or search(v) is not None
+
+    def every(self, members: list[dict[str, Any]], _: Any) -> Check:
+        checks = [self.build(member) for member in members]
+        return lambda v: all([check(v) for check in checks])
+
+    def condition(self, test: dict[str, Any], schema: dict[str, Any]) -> Check:
+        when = self.build(test)
+        then, otherwise = self.build(schema.get("then", {})), self.build(schema.get("else", {}))
+        return lambda v: then(v) if when(v) else otherwise(v)
+
+    def reference(self, pointer: str, _: Any) -> Check:
+        name = pointer.removeprefix("#/$defs/")
+
+        def check(v: Any) -> bool:
+            if name not in self.references:
+                self.references[name] = self.build(self.definitions[name])
+            return self.references[name](v)
+
+        return check
+
+
+_KEYWORDS = {
+    "type": "any_type",
+    "const": "constant",
+    "enum": "choice",
+    "required": "required",
+    "properties": "properties",
+    "items": "items",
+    "minLength": "shortest",
+    "maxLength": "longest",
+    "minItems": "fewest",
+    "minimum": "minimum",
+    "maximum": "maximum",
+    "pattern": "pattern",
+    "allOf": "every",
+    "if": "condition",
+    "$ref": "reference",
+}

@@ -1,0 +1,62 @@
+"""Runtimes: one file a kind, found by its name. This is the whole contract.
+
+A runtime module defines
+
+    def call(target, request, io) -> result
+
+and two pure translators that `call` stands on and tests look at: `request`/`reply`, or for a program its session
+file and its events. Further names that a module may define:
+
+    STREAMS = True              it reports text as it comes, by io.text
+    def usable(target) -> str   "" when the runtime could be called here, else why not; sends nothing
+    def preview(target, request) -> dict
+                                what `call` would send: {"url"| "argv", "headers" | "env", "body" | "stdin"}, keys masked
+
+`target` (who is asked; made by mllm_pipe.agents):
+    {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
+     "path": "...", "base_url": "..." | None, "key_env": "..." | None, "headers": {...}, "cwd": "..." | None,
+     "pass_env": [...], "max_tokens": int | None}           keys that a kind has no use for are ignored by it
+
+`request` (what is asked; made by mllm_pipe.thread.view; never changed by a runtime):
+    {"system": str | None, "turns": [turn, ...], "schema": JSON Schema | None}
+    turn = {"role": "user" | "assistant" | "system", "parts": [part, ...], "ids": [message ids],
+            "origin": the message's origin | None}
+    parts are the envelope's content parts; tool results stand in user turns, before the text of that turn.
+    The last turn is always a user turn.
+
+`io` (mllm_pipe.call.Io):
+    io.text(str)        a piece of the answer has come: streams it to who looks on and takes the time of the first
+    io.left()           seconds left of the call's deadline, as float; raises CallFailed("timeout") when there are none
+
+`result`:
+    {"parts": [part, ...], "finish": "stop"|"tool"|"length"|"filter"|"refusal"|"pause",
+     "model": str | None, "provider": str | None, "usage": usage | None, "cost_usd": float | None,
+     "cost_source": str | None, "origin": dict | None, "losses": [loss, ...]}
+    usage = {"input_tokens": all of the prompt, "cache_read_tokens", "cache_write_tokens": shares of it,
+             "output_tokens": all of the answer, "reasoning_tokens": a share of it}, unknown ones left out
+    loss  = {"what": str, "action": "dropped"|"moved"|"downgraded"|"synthesised"|"renamed", "why": str}
+
+Everything that goes wrong with the other side is a CallFailed with the code of mllm_pipe.errors.STATUS_OF_CODE; what
+had arrived by then is its `result` (finish "error"). A result is only returned when a finish reason was seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from types import ModuleType
+
+from mllm_pipe.errors import Usage
+
+
+def load(kind: str) -> ModuleType:
+    """The module of a runtime kind (`openai-chat` -> openai_chat.py). The folder is the registry. Usage if unknown."""
+    name = kind.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise Usage(f"{kind!r}: no such runtime kind")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise Usage(f"{kind}: no such runtime kind") from None

@@ -1,0 +1,367 @@
+"""The network: one POST, its answer as bytes, its failures as CallFailed. The only importer of httpx.
+
+Each thread has its own client over one shared TLS context: a client shared by all threads scans its pool at every
+request, and a new client for each request costs 19 ms of CPU (encode/httpx #3215). httpx has no deadline for a
+whole call, only one between bytes, so our network backend gives every single read what is left of ours: a server
+that sends a byte a second ends at the deadline, and nothing is left running.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from mllm_pipe.errors import CallFailed, Usage
+from mllm_pipe.runtimes import _faults
+
+if TYPE_CHECKING:
+    import httpcore
+    import httpx
+
+CONNECT_S = 10.0
+FIRST_BYTE_S = 600.0  # a local server may read a long prompt for minutes before it says anything
+IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping in between
+SLICE_S = 0.5  # the longest single wait: after it, io.left() is asked again and may end the call from elsewhere
+LINGER_S = 0.05
+MAX_DECODED = 256 << 20  # bytes of a whole answer once unzipped
+_MAX_ERROR_BODY = 64 << 10
+
+
+class Io(Protocol):
+    """What is used of mllm_pipe.call.Io."""
+
+    def text(self, piece: str, /) -> None: ...
+
+    def left(self) -> float: ...
+
+
+def post(
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    io: Io,
+    *,
+    secrets: Iterable[str] = (),
+    first_byte_s: float = FIRST_BYTE_S,
+    idle_s: float = IDLE_S,
+) -> Iterator[bytes]:
+    """The bytes of the answer to a POST, unzipped, as they come; nothing is sent before the first is asked for.
+
+    Ends at the end of the answer. Redirects are not followed (the key would go to a second host).
+    No message names a header's value, and each of `secrets` is masked.
+    CallFailed: "network" (billed "no" if no connection came about), "timeout" (connecting 10 s, first byte, idle,
+    or what `io.left()` says), "cut" when the answer breaks off, "malformed" for HTML and for more than 256 MiB, and
+    what the HTTP status says (see _faults). A timeout of the name service itself cannot be shortened.
+    """
+    secrets = tuple(secrets)
+    parts = _checked(url, headers)
+    clock = _Clock(io, first_byte_s, idle_s)
+    failure: CallFailed | None = None
+    size = 0
+    try:
+        client, transport = _client(parts.scheme, parts.hostname or "")
+        transport.clock = clock
+        with client.stream("POST", url, headers=headers, content=body) as response:
+            clock.phase = "body"
+            if not response.is_success:
+                raise _refusal(response, secrets)
+            if "html" in response.headers.get("content-type", ""):
+                raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?", http_status=200)
+            pieces = response.iter_bytes()
+            try:
+                for piece in pieces:
+                    size += len(piece)
+                    if size > MAX_DECODED:
+                        raise CallFailed("malformed", f"the answer is larger than {MAX_DECODED >> 20} MiB")
+                    yield piece
+            except GeneratorExit:
+                _drain(pieces, clock)
+                raise
+    except CallFailed as failed:
+        if failed.code == "timeout" and clock.phase == "connect":
+            failed.billed = "no"
+        raise
+    except _errors() as error:
+        failure = _translated(error, clock, parts.hostname or "", secrets)
+    if failure:  # raised here, so that no context hangs on it
+        raise failure
+
+
+def loopback(host: str) -> bool:
+    """True for localhost, 127.0.0.0/8 and ::1."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+# -- before it is sent ------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
+
+
+def _checked(url: str, headers: Mapping[str, str]) -> Any:
+    """The parts of the URL. Usage for a URL or header that cannot be sent; its value is never said."""
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value) or value != value.strip():
+            raise Usage(
+                f"the header {_faults.tidy(name)!r} holds a line break, an outer blank or a character outside of ASCII"
+            )
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound or not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):
+        raise Usage("the base URL is none: it should look like https://host/v1")
+    return parts
+
+
+def _proxy(scheme: str, host: str) -> str | None:
+    """The proxy of the environment for a host; never one for loopback, which NO_PROXY seldom names."""
+    if loopback(host) or not any(name.lower().endswith("_proxy") and value for name, value in os.environ.items()):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    if proxy_bypass(host):
+        return None
+    proxies = getproxies_environment()
+    found = proxies.get(scheme) or proxies.get("all")
+    return found if not found or "://" in found else f"http://{found}"
+
+
+# -- the clock, the sockets, the clients ------------------------------------------------------------------------------
+
+
+class _Clock:
+    """What each wait of one call may take. phase: connect, sent (nothing came yet), body."""
+
+    def __init__(self, io: Io, first_byte_s: float, idle_s: float) -> None:
+        self.io, self.first_byte_s, self.idle_s = io, first_byte_s, idle_s
+        self.phase = "connect"
+
+    def wait(self, limit: float, step: Callable[[float], Any]) -> Any:
+        """step(seconds) in slices until it gives something, or `limit` (raises its timeout), or io.left() raises."""
+        import httpcore
+
+        ends = time.monotonic() + limit
+        while True:
+            left = min(self.io.left(), ends - time.monotonic())
+            try:
+                return step(max(min(left, SLICE_S), 0.001))
+            except httpcore.ReadTimeout:
+                if time.monotonic() >= ends:
+                    raise
+
+
+_shared: dict[str, Any] = {}  # the TLS context and the classes below, made once
+_once = threading.Lock()
+_own = threading.local()
+
+
+def _client(scheme: str, host: str) -> tuple[httpx.Client, Any]:
+    """This thread's client for a host (one for each proxy), and its transport, which takes the clock of the call."""
+    import httpx
+
+    with _once:
+        if not _shared:
+            _shared["tls"] = httpx.create_ssl_context()
+            _shared["transport"] = _transport_class()
+    clients = _own.__dict__.setdefault("clients", {})
+    proxy = _proxy(scheme, host)
+    if proxy not in clients:
+        transport = _shared["transport"](_shared["tls"], proxy)
+        headers = {"accept": "text/event-stream, application/json", "accept-encoding": "identity"}
+        clients[proxy] = httpx.Client(transport=transport, headers=headers, timeout=None, follow_redirects=False)
+    client = clients[proxy]
+    return client, client._transport
+
+
+def _transport_class() -> type:
+    """The transport: httpcore's pool over sockets that obey a clock. Here, so that httpx is imported only to send."""
+    import httpcore
+    import httpx
+
+    class Stream(httpcore.NetworkStream):
+        def __init__(self, inner: httpcore.NetworkStream, transport: Transport) -> None:
+            self.inner, self.transport = inner, transport
+
+        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            clock = self.transport.clock
+            limit = clock.idle_s if clock.phase == "body" else clock.first_byte_s
+            data: bytes = clock.wait(limit, lambda seconds: self.inner.read(max_bytes, seconds))
+            return data
+
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            clock = self.transport.clock
+            clock.phase = "sent"
+            # in pieces, each with what is left then: a write grants its timeout to every send anew
+            for start in range(0, len(buffer), 1 << 16):
+                self.inner.write(buffer[start : start + (1 << 16)], min(clock.idle_s, clock.io.left()))
+
+        def close(self) -> None:
+            self.inner.close()
+
+        def start_tls(
+            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        ) -> httpcore.NetworkStream:
+            limit = min(CONNECT_S, self.transport.clock.io.left())
+            return Stream(self.inner.start_tls(ssl_context, server_hostname, limit), self.transport)
+
+        def get_extra_info(self, info: str) -> Any:
+            return self.inner.get_extra_info(info)
+
+    class Backend(httpcore.SyncBackend):
+        def __init__(self, transport: Transport) -> None:
+            self.transport = transport
+
+        def connect_tcp(
+            self,
+            host: str,
+            port: int,
+            timeout: float | None = None,
+            local_address: str | None = None,
+            socket_options: Iterable[Any] | None = None,
+        ) -> httpcore.NetworkStream:
+            # socket.create_connection grants its timeout to each address of a host anew
+            io, ends = self.transport.clock.io, time.monotonic() + CONNECT_S
+            try:
+                addresses = dict.fromkeys(
+                    found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                )
+            except OSError as error:
+                raise httpcore.ConnectError(str(error)) from None
+            failure: Exception = httpcore.ConnectError(f"{host} has no address")
+            for address in addresses:
+                limit = max(min(io.left(), ends - time.monotonic()), 0.001)
+                try:
+                    return Stream(super().connect_tcp(str(address), port, limit), self.transport)
+                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                    failure = error
+            raise failure
+
+    class Body(httpx.SyncByteStream):
+        def __init__(self, chunks: Any) -> None:
+            self.chunks = chunks
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from self.chunks
+
+        def close(self) -> None:
+            self.chunks.close()
+
+    class Transport(httpx.BaseTransport):
+        clock: _Clock
+
+        def __init__(self, tls: ssl.SSLContext, proxy: str | None) -> None:
+            backend = Backend(self)
+            self.pool: httpcore.ConnectionPool
+            if proxy is None:
+                self.pool = httpcore.ConnectionPool(tls, network_backend=backend)
+            elif proxy.startswith("socks"):
+                self.pool = httpcore.SOCKSProxy(proxy, ssl_context=tls, network_backend=backend)
+            else:
+                at = httpx.Proxy(proxy)
+                self.pool = httpcore.HTTPProxy(
+                    str(at.url), proxy_auth=at.raw_auth, ssl_context=tls, network_backend=backend
+                )
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            url = request.url
+            answer = self.pool.handle_request(
+                httpcore.Request(
+                    request.method,
+                    httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions={"timeout": {"pool": CONNECT_S}},
+                )
+            )
+            return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer.stream))
+
+        def close(self) -> None:
+            self.pool.close()
+
+    return Transport
+
+
+# -- what went wrong --------------------------------------------------------------------------------------------------
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    import httpcore
+    import httpx
+
+    return (
+        httpcore.TimeoutException,
+        httpcore.NetworkError,
+        httpcore.ProtocolError,
+        httpcore.ProxyError,
+        httpcore.UnsupportedProtocol,
+        httpx.DecodingError,
+    )
+
+
+def _translated(error: Exception, clock: _Clock, host: str, secrets: tuple[str, ...]) -> CallFailed:
+    """The one table: an error of the network, and how far the call had come, to a CallFailed."""
+    import httpcore
+    import httpx
+
+    if isinstance(error, httpcore.ProxyError):
+        return CallFailed("network", f"{host}: the proxy refused", billed="no")
+    if isinstance(error, httpcore.TimeoutException):
+        what, billed = {
+            "connect": (f"no connection within {CONNECT_S:g} s", "no"),
+            "sent": (f"no answer within {clock.first_byte_s:g} s", "unknown"),
+            "body": (f"the answer stood still for {clock.idle_s:g} s", "unknown"),
+        }[clock.phase]
+        return CallFailed("timeout", f"{host}: {what}", billed=billed)
+    if clock.phase == "connect":
+        return CallFailed("network", _faults.tidy(f"{host}: {error}", secrets), billed="no")
+    if isinstance(error, httpx.DecodingError):
+        return CallFailed("malformed", f"{host}: the answer cannot be unzipped")
+    if clock.phase == "sent":
+        return CallFailed("network", _faults.tidy(f"{host}: no answer: {error}", secrets))
+    return CallFailed("cut", f"{host}: the connection was closed within the answer")
+
+
+def _drain(pieces: Iterator[bytes], clock: _Clock) -> None:
+    """Reads the few bytes behind what the reader took for the end, so that the connection can be used again."""
+    ends = time.monotonic() + LINGER_S
+    clock.idle_s = LINGER_S
+    try:
+        while time.monotonic() < ends and next(pieces, None) is not None:
+            pass
+    except CallFailed:
+        pass  # then it is closed
+    except _errors():
+        pass
+
+
+def _refusal(response: httpx.Response, secrets: tuple[str, ...]) -> CallFailed:
+    """The failure that a status other than 200 says; its body is read as far as it says anything."""
+    status = response.status_code
+    if 300 <= status < 400:
+        to = urlsplit(response.headers.get("location", "")).hostname or "another place"
+        said = _faults.tidy(f"{status} redirected to {to}; redirects are not followed, correct the base URL", secrets)
+        return CallFailed("bad_request", said, billed="no", http_status=status)
+    body = b""
+    try:
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > _MAX_ERROR_BODY:
+                break
+    except _errors():
+        pass  # the status says it already
+    return _faults.of_reply(status, dict(response.headers), body, secrets)

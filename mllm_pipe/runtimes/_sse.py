@@ -1,0 +1,136 @@
+"""Bytes of an answer in, JSON values out: server-sent events, or one plain JSON document.
+
+An own decoder, because `iter_lines` of HTTP clients splits at U+2028, U+0085 and form feeds, which vendors send raw
+inside their JSON. Lines end at LF, CRLF or CR and nowhere else (WHATWG HTML, "Interpreting an event stream").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import orjson
+
+from mllm_pipe.errors import CallFailed
+
+MAX_EVENT = 64 << 20  # bytes of one event, or of one plain document
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+def events(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[tuple[str, bytes]]:
+    """(event name, data) of each event; "" where the server gives no name; comments and other fields are skipped.
+
+    Data lines are joined by a newline. The last event is given out at the end of the bytes even without its blank
+    line. Time is linear in the bytes, however small the chunks. CallFailed("malformed") for an event beyond `limit`.
+    """
+    name, size = "", 0
+    data: list[bytes] = []
+    for line in _lines(chunks, limit):
+        size += len(line)
+        if size > limit:
+            raise _too_large(limit)
+        if not line:
+            if data:
+                yield name, b"\n".join(data)
+            name, data, size = "", [], 0
+            continue
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value.decode(errors="replace")
+    if data:
+        yield name, b"\n".join(data)
+
+
+def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
+    """The JSON values of an answer: those of its events up to `[DONE]`, or the one of a plain JSON document.
+
+    Which it is, is told by the first byte, not by the content type: servers answer a streamed request with plain JSON
+    (errors above all), and name events wrongly. An array (Gemini without alt=sse) gives its items. A last event that
+    is no JSON is left out: the answer was cut there, and who reads it misses its finish reason. CallFailed("malformed")
+    for HTML, for other events that are no JSON, and for events beyond `limit`.
+    """
+    chunks = iter(chunks)
+    first = b""
+    while not first.strip(b" \t\r\n\xef\xbb\xbf"):
+        piece = next(chunks, None)
+        if piece is None:
+            return
+        first += piece
+    start = first.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
+    if start == b"<":
+        raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?")
+    if start in (b"{", b"["):
+        yield from _document(chain((first,), chunks), limit)
+        return
+    torn = False
+    for _, data in events(chain((first,), chunks), limit):
+        if torn:
+            raise CallFailed("malformed", "an event of the answer is not JSON")
+        if data.strip() == b"[DONE]":
+            return
+        try:
+            yield parsed(data)
+        except orjson.JSONDecodeError:
+            torn = True
+
+
+def parsed(data: bytes) -> Any:
+    """The JSON value; bytes that are no UTF-8 become U+FFFD (small local models stream halves of characters)."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return orjson.loads(data.decode(errors="replace"))
+
+
+def _document(chunks: Iterable[bytes], limit: int) -> Iterator[Any]:
+    pieces, size = [], 0
+    for piece in chunks:
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    try:
+        value = parsed(b"".join(pieces).removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError:
+        return  # cut, as far as one can tell
+    if isinstance(value, list):
+        yield from value
+    else:
+        yield value
+
+
+def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    pending: list[bytes] = []
+    size = 0
+    after_cr = False
+    start = True
+    for chunk in chunks:
+        if not chunk:
+            continue
+        if after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        after_cr = chunk.endswith(b"\r")
+        *whole, rest = _LINE_END.split(chunk)
+        for line in whole:
+            if pending:
+                line = b"".join((*pending, line))
+                pending, size = [], 0
+            yield line.removeprefix(b"\xef\xbb\xbf") if start else line
+            start = False
+        if rest:
+            pending.append(rest)
+            size += len(rest)
+            if size > limit:
+                raise _too_large(limit)
+    if pending:
+        line = b"".join(pending)
+        yield line.removeprefix(b"\xef\xbb\xbf") if start else line
+
+
+def _too_large(limit: int) -> CallFailed:
+    return CallFailed("malformed", f"an event of the answer is larger than {limit >> 20} MiB")

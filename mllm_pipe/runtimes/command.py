@@ -1,0 +1,112 @@
+"""Kind "command", `--to 'exec:./bot --flag'`: any program. The prompt is its stdin, the answer its stdout."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from typing import Any
+
+from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import _child
+from mllm_pipe.thread import framed
+
+STREAMS = True
+
+# The program is the user's own and gets the user's environment, but a key only if it is named in `pass_env`.
+VENDOR_KEYS = frozenset((
+    "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK",
+    "OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "AZURE_OPENAI_API_KEY",
+    "AZURE_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENERATIVE_AI_API_KEY", "OPENCODE_API_KEY",
+    "OPENROUTER_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "DEEPSEEK_API_KEY", "XAI_API_KEY",
+    "CEREBRAS_API_KEY", "COHERE_API_KEY", "CO_API_KEY", "DASHSCOPE_API_KEY", "FIREWORKS_API_KEY", "HF_TOKEN",
+    "HUGGINGFACE_API_KEY", "LITELLM_API_KEY",
+    "LITELLM_MASTER_KEY", "MOONSHOT_API_KEY", "NVIDIA_API_KEY", "OLLAMA_API_KEY", "PERPLEXITY_API_KEY",
+    "TOGETHER_API_KEY", "VLLM_API_KEY", "VOYAGE_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY",
+))  # fmt: skip
+
+
+def request(request: dict[str, Any]) -> str:
+    """What goes on stdin: the text of a single question as it is, else the whole view in one framed text."""
+    turns = request["turns"]
+    if not request["system"] and len(turns) == 1 and all(part["type"] == "text" for part in turns[0]["parts"]):
+        return "".join(part["text"] for part in turns[0]["parts"])
+    return framed(request["system"], turns)
+
+
+def reply(output: bytes) -> dict[str, Any]:
+    """The result for what the program wrote; trailing newlines go, as with $(...)."""
+    text = output.decode("utf-8", "replace").rstrip("\n")
+    losses = []
+    if "\ufffd" in text and not _is_utf8(output):
+        losses.append({"what": "bytes of the answer", "action": "downgraded", "why": "they are no UTF-8; now U+FFFD"})
+    return {
+        "parts": [{"type": "text", "text": text}] if text else [],
+        "finish": "stop",
+        "model": None,
+        "provider": None,
+        "usage": None,
+        "cost_usd": None,
+        "cost_source": None,
+        "origin": None,
+        "losses": losses,
+    }
+
+
+def usable(target: dict[str, Any]) -> str:
+    """ "" when the program is there, else why it cannot be called."""
+    return "" if _child.find(target["argv"][0]) else f"{target['argv'][0]}: no such program"
+
+
+def preview(target: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
+    """What `call` would do: argv, the keys that it would pass on, and stdin."""
+    passed = {name: "***" for name in target.get("pass_env") or [] if name in os.environ}
+    return {"argv": target["argv"], "env": passed, "stdin": request(view)}
+
+
+def call(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any]:
+    """Runs the program (see mllm_pipe.runtimes). CallFailed "exit" if its status is not 0, "empty" if no answer."""
+    passed = target.get("pass_env") or []
+    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
+    output = bytearray()
+    decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
+
+    def on_bytes(data: bytes) -> None:
+        nonlocal held
+        output.extend(data)
+        text = held + decoder.decode(data, final=not data)
+        said = text.rstrip("\n")
+        held = text[len(said) :]  # newlines are only shown when something follows
+        if said:
+            io.text(said)
+
+    name = target["argv"][0]
+    try:
+        ended = _child.run(
+            target["argv"], stdin=request(view).encode(), env=env, cwd=None, left=io.left, on_bytes=on_bytes
+        )
+    except CallFailed as failed:
+        failed.result = failed.result or _partial(bytes(output))
+        raise
+    if ended.status:
+        said = _child.last_line(ended.tail, [env[name] for name in passed if name in env])
+        raise CallFailed(
+            "exit", f"{name}: exit status {ended.status}{': ' + said if said else ''}", result=_partial(bytes(output))
+        )
+    result = reply(bytes(output))
+    if not result["parts"]:
+        raise CallFailed("empty", f"{name}: exit status 0, but no answer on its stdout")
+    return result
+
+
+def _partial(output: bytes) -> dict[str, Any] | None:
+    """What had arrived of an answer that failed."""
+    result = reply(output) | {"finish": "error"}
+    return result if result["parts"] else None
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""Files of records that many processes append to: one lock, one write, a torn tail closed and never truncated.
+
+Measured on a local file system under kill -9: an append without the lock loses other writers' acknowledged lines,
+because the next line is glued to the fragment; a tail that is cut back breaks those who follow the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+
+from mllm_pipe.envelope import line_of
+from mllm_pipe.errors import Usage, WriteFailed
+from mllm_pipe.lines import parse, torn_record
+
+
+class Appender:
+    """An append-only file, created 0600 with its folder 0700. Use as a context: the lock is held inside."""
+
+    def __init__(self, path: str, *, sync: bool = False, make_folder: bool = False) -> None:
+        self.path, self.sync, self.make_folder = path, sync, make_folder
+        self.descriptor = -1
+
+    def __enter__(self) -> Appender:
+        """Open and lock. WriteFailed if it cannot be; Usage if the path is no regular file."""
+        try:
+            if self.make_folder:
+                os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            self.close()
+            raise WriteFailed(f"{self.path}: {error.strerror}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.descriptor >= 0:
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file; the next `with` opens it anew."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def append(self, data: bytes, thread: str = "-") -> None:
+        """Append whole lines in one write, under the lock. `thread` is named by the note on a torn tail.
+
+        WriteFailed if they cannot be written whole; the file then has its old length.
+        """
+        size = os.fstat(self.descriptor).st_size
+        data = self._tail_closed(size, thread) + data
+        try:
+            written = os.write(self.descriptor, data)
+            if written < len(data):  # how a full disk first shows
+                os.write(self.descriptor, data[written:])
+                if os.fstat(self.descriptor).st_size < size + len(data):
+                    raise OSError(28, "No space left on device")
+            if self.sync:
+                os.fdatasync(self.descriptor)
+        except OSError as error:
+            os.ftruncate(self.descriptor, size)
+            raise WriteFailed(f"{self.path}: {error.strerror}; nothing was added") from None
+
+    def _lock(self) -> None:
+        while True:
+            if self.descriptor < 0:
+                self._open()
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            try:
+                if os.path.samestat(os.fstat(self.descriptor), os.stat(self.path)):
+                    return
+            except FileNotFoundError:
+                pass
+            self.close()  # replaced or removed while we waited
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        try:
+            self.descriptor = os.open(self.path, flags)
+        except FileNotFoundError:
+            self.descriptor = os.open(self.path, flags | os.O_CREAT, 0o600)
+            if self.sync:
+                folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            self.close()
+            raise Usage(f"{self.path} is no regular file; a thread is kept in one")
+
+    def _tail_closed(self, size: int, thread: str) -> bytes:
+        """What must stand before new lines: nothing, or the newline (and the note) that a killed writer owes."""
+        if not size or os.pread(self.descriptor, 1, size - 1) == b"\n":
+            return b""
+        fragment = b""
+        while (start := size - len(fragment)) > 0 and b"\n" not in fragment:
+            step = min(1 << 16, start)
+            fragment = os.pread(self.descriptor, step, start - step) + fragment
+        fragment = fragment[fragment.rfind(b"\n") + 1 :]
+        if not parse(fragment)[1]:
+            return b"\n"  # whole but for its newline
+        return b"\n" + line_of(torn_record(fragment, thread))
+
+
+def read_new(appender: Appender, offset: int, take: Callable[[bytes], None]) -> int:
+    """Give `take` each line of the file from `offset` on, without its newline; the offset after the last whole one.
+
+    To be called under the lock. A line without newline is left for the writer that closes it.
+    """
+    size = os.fstat(appender.descriptor).st_size
+    rest = b""
+    while offset + len(rest) < size:
+        chunk = os.pread(appender.descriptor, min(1 << 20, size - offset - len(rest)), offset + len(rest))
+        *lines, after = (rest + chunk).split(b"\n")
+        for line in lines:
+            take(line)
+        offset += len(rest) + len(chunk) - len(after)
+        rest = after
+    return offset

@@ -1,0 +1,68 @@
+"""Who is at the other end of a descriptor, and what is said to a person: one line on stderr, safe for a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+from mllm_pipe.errors import WriteFailed
+
+# C0 but tab and newline, DEL, C1, bidi controls, line separators, tags: what could move a cursor or hide text
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
+
+
+def safe(text: str) -> str:
+    """The text with every character that could drive a terminal written out as \\u001b."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(text: str) -> None:
+    """One line for the person, on stderr: `command: object: reason`. A stderr that takes nothing is no failure."""
+    line = f"{program()}: {safe(text)}".replace("\n", " ")
+    try:
+        os.write(2, line.encode("utf-8", "replace") + b"\n")
+    except OSError:
+        pass
+
+
+def program() -> str:
+    """The name that the user called us by: dispatch, or mllm for its own subcommands."""
+    return _program[0]
+
+
+def call_me(name: str) -> None:
+    """Set the name that stderr lines and `stage` fields bear."""
+    _program[0] = name
+
+
+_program = ["mllm"]  # set once, at the start
+
+
+def kind_of(descriptor: int) -> str:
+    """terminal, null, pipe (or socket), file, device or closed."""
+    try:
+        mode = os.fstat(descriptor)
+    except OSError:
+        return "closed"
+    if stat.S_ISFIFO(mode.st_mode) or stat.S_ISSOCK(mode.st_mode):
+        return "pipe"
+    if stat.S_ISREG(mode.st_mode):
+        return "file"
+    if os.isatty(descriptor):
+        return "terminal"
+    null = os.stat(os.devnull)
+    return "null" if stat.S_ISCHR(mode.st_mode) and mode.st_rdev == null.st_rdev else "device"
+
+
+def guard_descriptors() -> None:
+    """Fill closed standard descriptors with /dev/null, so that no file of ours gets their number.
+
+    WriteFailed if stdout is closed: what we have to say would be lost.
+    """
+    stdout_closed = kind_of(1) == "closed"
+    for descriptor in (0, 1, 2):
+        if kind_of(descriptor) == "closed":
+            os.open(os.devnull, os.O_RDWR)
+    if stdout_closed:
+        raise WriteFailed("stdout is closed; send it to a file, a pipe or /dev/null")

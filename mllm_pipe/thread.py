@@ -1,0 +1,224 @@
+"""Pure questions about a thread: its branch, what an agent sees of it, what is there to answer. DESIGN §2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from mllm_pipe.envelope import Record, admit
+from mllm_pipe.errors import BadRecord, Usage
+from mllm_pipe.lines import digest
+from mllm_pipe.stream import Thread
+
+Turn = dict[str, Any]
+UNNAMED = "assistant"  # who speaks when nobody said a name
+USED = frozenset(["message", "verdict", "summary", "route"])
+
+
+def admitted(thread: Thread) -> list[Record]:
+    """The records of the thread that decide what is sent, each through the full door. BadRecord names the first bad one.
+
+    A message that says of itself that it broke off (finish "error") is no turn.
+    """
+    used = [record for record in thread.records if record["type"] in USED and record.get("finish") != "error"]
+    for record in used:
+        try:
+            admit(record, thread.raws[record["id"]])
+        except BadRecord as fault:
+            raise BadRecord(f"record {record['id']}: {fault}") from None
+    return used
+
+
+def parents(records: list[Record]) -> dict[str, str | None]:
+    """Each message's id and the id of the one that it follows. BadRecord if `reply_to` names none before it."""
+    found: dict[str, str | None] = {}
+    before = None
+    for record in records:
+        if record["type"] != "message":
+            continue
+        parent = record.get("reply_to", before)
+        if "reply_to" in record and parent not in found:
+            raise BadRecord(f"message {record['id']} replies to {parent}, which is no message before it")
+        found[record["id"]] = parent
+        before = record["id"]
+    return found
+
+
+def tip_of(records: list[Record], parent_of: dict[str, str | None]) -> str | None:
+    """The id that the thread stands at: the last message, or what a later verdict prefers."""
+    tip = None
+    for record in records:
+        if record["type"] == "message":
+            tip = record["id"]
+        elif record["type"] == "verdict" and "preferred" in record:
+            if record["preferred"] not in parent_of:
+                raise BadRecord(f"verdict {record['id']} prefers {record['preferred']}, which is no message before it")
+            tip = record["preferred"]
+    return tip
+
+
+def branch(records: list[Record], tip: str | None = None) -> list[Record]:
+    """The messages from the first to the tip (the thread's own if none is given), oldest first."""
+    parent_of = parents(records)
+    tip = tip or tip_of(records, parent_of)
+    messages = {record["id"]: record for record in records if record["type"] == "message"}
+    line = []
+    while tip is not None:
+        line.append(messages[tip])
+        tip = parent_of[tip]
+    return line[::-1]
+
+
+def rivals(records: list[Record], tip: Record) -> list[Record]:
+    """The answers of one fan-out, none of them preferred: `tip` and its siblings of the same run; [] if it has none."""
+    if any(record.get("preferred") == tip["id"] for record in records) or tip["role"] != "assistant":
+        return []
+    parent_of = parents(records)
+    answers = [
+        record
+        for record in records
+        if record["type"] == "message"
+        and record["role"] == "assistant"
+        and record.get("parent_run_id") == tip.get("parent_run_id") is not None
+        and parent_of[record["id"]] == parent_of[tip["id"]]
+    ]
+    return answers if len(answers) > 1 else []
+
+
+def left_out(records: list[Record], line: list[Record]) -> list[str]:
+    """Ids of user messages beside the branch that nobody has answered."""
+    answered = set(parents(records).values())
+    there = {message["id"] for message in line}
+    return [
+        record["id"]
+        for record in records
+        if record["type"] == "message" and record["role"] == "user"
+        and record["id"] not in there and record["id"] not in answered
+    ]  # fmt: skip
+
+
+def parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Content as a list of parts; a string is one text part, an empty one none."""
+    if isinstance(content, list):
+        return content
+    return [{"type": "text", "text": content}] if content else []
+
+
+def content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Parts as the commands write them: a plain string when there is nothing but text."""
+    if all(part.keys() == {"type", "text"} and part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def text_of(content: str | list[dict[str, Any]]) -> str:
+    """What a person reads of a content: its texts and refusals, structured output as JSON."""
+    pieces = []
+    for part in parts_of(content):
+        if part["type"] in ("text", "refusal"):
+            pieces.append(part["text"])
+        elif part["type"] == "data":
+            pieces.append(orjson.dumps(part["value"]).decode())
+    return "".join(pieces)
+
+
+def speaker(message: Record) -> str:
+    """The name of the agent that wrote it; UNNAMED where none is named."""
+    return str(message.get("author", {}).get("agent", UNNAMED))
+
+
+def fenced(label: str, text: str) -> str:
+    """The text inside a fence that it cannot close: the fence is a digest of label and text, so no text holds its own."""
+    mark = digest(orjson.dumps([label, text]))[:24]
+    return f"<<<{mark} {label}\n{text}\n{mark}>>>"
+
+
+def quoted(message: Record) -> list[dict[str, Any]]:
+    """Another agent's answer as this agent sees it: user text in a fence, with its author's name; files stay files."""
+    said = fenced("from " + orjson.dumps(speaker(message)).decode(), transcript_text(parts_of(message["content"])))
+    files = [part for part in parts_of(message["content"]) if part["type"] == "file"]
+    return [{"type": "text", "text": said}, *files]
+
+
+def transcript_text(parts: list[dict[str, Any]]) -> str:
+    """Parts as plain text for a reader who has no form for them: calls and results as JSON, files by name."""
+    lines = []
+    for part in parts:
+        if part["type"] in ("text", "refusal"):
+            lines.append(part["text"])
+        elif part["type"] == "data":
+            lines.append(orjson.dumps(part["value"]).decode())
+        elif part["type"] == "tool_call":
+            lines.append(f"[called {part['name']} with {orjson.dumps(part['arguments']).decode()}]")
+        elif part["type"] == "tool_result":
+            lines.append(f"[result of {part['call_id']}: {transcript_text(parts_of(part['content']))}]")
+        elif part["type"] == "file":
+            lines.append(f"[file {part.get('name') or part.get('path') or part.get('url') or part['media_type']}]")
+    return "\n".join(lines)
+
+
+def view(messages: list[Record], agent: str) -> dict[str, Any]:
+    """What `agent` is sent of a branch: {"system": text or None, "turns": [...]}, in the shape of mllm_pipe.runtimes.
+
+    Leading system messages are the system text. Messages of this agent, and of no named agent, are its own turns;
+    another's are quoted as user text. All user-side messages between two answers are one turn, results first.
+    """
+    system: list[str] = []
+    turns: list[Turn] = []
+    for message in messages:
+        role, parts = message["role"], parts_of(message["content"])
+        if role == "system" and not turns:
+            system.append(text_of(message["content"]))
+            continue
+        if role == "assistant" and speaker(message) not in (agent, UNNAMED):
+            role, parts = "user", quoted(message)
+        elif role == "tool":
+            role = "user"
+        if role == "user" and turns and turns[-1]["role"] == "user":
+            turns[-1]["parts"] += parts
+            turns[-1]["ids"].append(message["id"])
+        else:
+            origin = message.get("origin") if role == "assistant" else None
+            turns.append({"role": role, "parts": list(parts), "ids": [message["id"]], "origin": origin})
+    for turn in turns:
+        if turn["role"] == "user":
+            turn["parts"].sort(key=lambda part: part["type"] != "tool_result")  # stable
+    return {"system": "\n\n".join(system) or None, "turns": turns}
+
+
+def answered(request: dict[str, Any]) -> bool:
+    """True if the view ends with this agent's own answer: there is nothing to answer."""
+    return not request["turns"] or request["turns"][-1]["role"] == "assistant"
+
+
+def framed(system: str | None, turns: list[Turn]) -> str:
+    """A view as one text, for a runtime without a form for history: every turn in its own fence, the newest last."""
+    pieces = [fenced("system", system)] if system else []
+    pieces += [fenced(turn["role"], transcript_text(turn["parts"])) for turn in turns]
+    return "\n".join(pieces) + "\n"
+
+
+def retry_of(messages: list[Record], prompt: str) -> bool:
+    """True if the branch ends with this very prompt, unanswered: asking again is a retry, not a second question."""
+    return bool(messages) and messages[-1]["role"] == "user" and messages[-1]["content"] == prompt
+
+
+def answers_prompt(messages: list[Record], prompt: str) -> bool:
+    """True if the branch ends with an answer to this very prompt: the batch has been here before."""
+    return (
+        len(messages) > 1
+        and messages[-1]["role"] == "assistant"
+        and messages[-2]["role"] == "user"
+        and messages[-2]["content"] == prompt
+    )
+
+
+def only_thread(threads: list[str], wanted: str | None, where: str) -> str:
+    """The one thread to go on with. Usage if there are several and none is named."""
+    if wanted:
+        return wanted
+    if len(threads) > 1:
+        shown = ", ".join(threads[:3]) + (", ..." if len(threads) > 3 else "")
+        raise Usage(f"{where} has {len(threads)} threads; name one with --thread ({shown})")
+    return threads[0] if threads else ""

@@ -1,0 +1,83 @@
+"""A file of threads: read its threads, store what it lacks. The lock of its Appender is held by the caller."""
+
+from __future__ import annotations
+
+import os
+
+from mllm_pipe.envelope import CONTROL, Record, line_of
+from mllm_pipe.errors import Outcome
+from mllm_pipe.lines import parse
+from mllm_pipe.storage import Appender, read_new
+from mllm_pipe.stream import PassOn, Source, Thread
+from mllm_pipe.terminal import say
+from mllm_pipe.thread import only_thread
+
+
+class ThreadFile:
+    """What a file holds, by thread and id: read once, then only what the file has gained."""
+
+    def __init__(self, appender: Appender, *, messages_only: bool = False) -> None:
+        self.appender, self.messages_only = appender, messages_only
+        self.offset = 0
+        self.stored: dict[str, int] = {}  # thread and id: hash of the line, to tell a record that differs
+        self.threads: dict[str, None] = {}
+
+    def read_threads(self, outcome: Outcome, pass_on: PassOn) -> dict[str, Thread]:
+        """All threads of the file, by id. Its bad lines are told of and passed on."""
+        os.lseek(self.appender.descriptor, 0, os.SEEK_SET)
+        if not os.fstat(self.appender.descriptor).st_size:
+            return {}
+        source = Source(outcome, pass_on, descriptor=self.appender.descriptor, again=True, name=self.appender.path)
+        found: dict[str, Thread] = {}
+        for thread in source.threads():
+            if thread.id in found:
+                for record in thread.records:
+                    found[thread.id].add(record, thread.raws[record["id"]])
+            else:
+                found[thread.id] = thread
+        return found
+
+    def last_thread(self, outcome: Outcome) -> str:
+        """The file's only thread, "" if it has none yet; Usage if it has several and none was named."""
+        with self.appender:
+            self._refresh()
+        return only_thread(list(self.threads), None, self.appender.path)
+
+    def add(self, thread: Thread, outcome: Outcome) -> list[Record]:
+        """Append, in one write, the records of the thread that the file lacks; those records."""
+        self._refresh()
+        new = []
+        for record in thread.records:
+            line = thread.raws[record["id"]]
+            there = self.stored.get(_key(record))
+            if there is None:
+                if not self.messages_only or record["type"] == "message":
+                    new.append((record, line))
+            elif there != hash(line) and record.get("code") != "bad_line":
+                outcome.bad_lines += 1
+                say(f"{self.appender.path}: thread {thread.id}: record {record['id']} is there and differs; not stored")
+        if new:
+            self.appender.append(b"".join(line + b"\n" for _, line in new), thread.id)
+        return [record for record, _ in new]
+
+    def add_loose(self, records: list[Record]) -> list[Record]:
+        """Append error records of bad lines that the file lacks; the empty list, for the caller to go on with."""
+        self._refresh()
+        lines = {record["id"]: line_of(record) for record in records if _key(record) not in self.stored}
+        if lines and not self.messages_only:
+            self.appender.append(b"".join(lines.values()))
+        return []
+
+    def _refresh(self) -> None:
+        self.offset = read_new(self.appender, self.offset, self._note)
+
+    def _note(self, line: bytes) -> None:
+        record, fault = parse(line)
+        if not fault and record["type"] not in CONTROL:
+            self.stored.setdefault(_key(record), hash(line))
+            if record["type"] != "error":
+                self.threads.setdefault(record["thread"])
+
+
+def _key(record: Record) -> str:
+    return f"{record['thread']}\n{record['id']}"

@@ -1,0 +1,389 @@
+"""Laws of the one POST: against raw sockets on loopback, since most of what goes wrong is no HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import gzip
+import os
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from mllm_pipe.errors import CallFailed, Usage
+from mllm_pipe.runtimes import _faults, _http
+
+KEY = "sk-test-1234567890abcdef"
+
+
+class Io:
+    def __init__(self, seconds=5.0):
+        self.ends = time.monotonic() + seconds
+
+    def text(self, piece):
+        raise AssertionError("the network reports no text")
+
+    def left(self):
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise CallFailed("timeout", "the deadline of the call")
+        return left
+
+
+@contextlib.contextmanager
+def server(answer, family=socket.AF_INET, host="127.0.0.1"):
+    """A socket that gives each connection to answer(connection, request bytes); yields its base URL and what it got."""
+    got, closing = [], threading.Event()
+    listening = socket.create_server((host, 0), family=family)
+    listening.settimeout(0.05)
+
+    def handle(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(5)
+            while not closing.is_set():
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    piece = connection.recv(65536)
+                    if not piece:
+                        return
+                    request += piece
+                head, _, body = request.partition(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+                while len(body) < length:
+                    body += connection.recv(65536)
+                got.append((head, body))
+                if not answer(connection, closing):
+                    return
+
+    def accept():
+        threads = []
+        while not closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listening.accept()
+                threads.append(threading.Thread(target=handle, args=(connection,)))
+                threads[-1].start()
+        for thread in threads:
+            thread.join(6)
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    name = f"[{host}]" if ":" in host else host
+    try:
+        yield f"http://{name}:{listening.getsockname()[1]}", got
+    finally:
+        closing.set()
+        accepting.join()
+        listening.close()
+
+
+def whole(body, status="200 OK", kind="text/event-stream", more=""):
+    """answer() that sends one whole reply and keeps the connection."""
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n".encode()
+
+    def answer(connection, _):
+        connection.sendall(head + body)
+        return True
+
+    return answer
+
+
+def pieces(*parts, head=b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", wait=0.0, then=None):
+    """answer() that sends parts, `wait` seconds after one another, and then ends, as `then` says."""
+
+    def answer(connection, closing):
+        for part in (head, *parts):
+            connection.sendall(part)
+            closing.wait(wait)
+        if then:
+            then(connection, closing)
+
+    return answer
+
+
+def reset(connection, closing):
+    closing.wait(0.2)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def silent(_, closing):
+    closing.wait(10)
+
+
+def post(url, io=None, body=b"{}", **options):
+    headers = options.pop("headers", {"x-api-key": KEY})
+    return b"".join(_http.post(url + "/v1", headers, body, io or Io(), secrets=[KEY], **options))
+
+
+def failure(url, io=None, **options):
+    with pytest.raises(CallFailed) as caught:
+        post(url, io, **options)
+    error = caught.value
+    seen = error
+    while seen is not None:
+        assert KEY not in str(seen) and KEY not in repr(seen)
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def test_the_body_goes_out_and_the_answer_comes_back():
+    with server(whole(b"data: 1\n\n")) as (url, got):
+        assert post(url, body=b'{"a": 1}') == b"data: 1\n\n"
+        head, body = got[0]
+        assert body == b'{"a": 1}' and b"x-api-key: " + KEY.encode() in head
+
+
+def test_a_connection_is_used_again_also_when_the_end_of_the_answer_was_not_asked_for():
+    ports = []
+
+    def answer(connection, _):
+        ports.append(connection.getpeername()[1])
+        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+        return True
+
+    with server(answer) as (url, _):
+        for _ in range(3):
+            answer_bytes = _http.post(url, {}, b"{}", Io())
+            assert next(answer_bytes) == b"data: 1\n\n"
+            answer_bytes.close()
+    assert len(set(ports)) == 1
+
+
+@pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_loopback_never_goes_through_a_proxy(monkeypatch, family, host):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with server(whole(b"ok"), family, host) as (url, _):
+        assert post(url) == b"ok"
+        assert post(url.replace("127.0.0.1", "localhost")) == b"ok"
+
+
+def test_other_hosts_go_through_the_proxy_of_the_environment(monkeypatch):
+    with server(whole(b"from the proxy")) as (url, got):
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert post("http://models.example") == b"from the proxy"
+        assert got[0][0].startswith(b"POST http://models.example/v1 ")
+        monkeypatch.setenv("no_proxy", "models.example")
+        assert _http._proxy("http", "models.example") is None
+
+
+def test_loopback_is_told_from_what_only_looks_like_it():
+    assert all(map(_http.loopback, ["localhost", "LOCALHOST.", "127.0.0.1", "127.9.9.9", "::1", "[::1]"]))
+    assert not any(map(_http.loopback, ["127.0.0.1.example", "localhost.example", "10.0.0.1", "::2", ""]))
+
+
+def test_a_refused_or_unknown_host_was_not_billed():
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    for url in (url, "http://nowhere.invalid"):
+        error = failure(url)
+        assert (error.code, error.billed, error.retryable) == ("network", "no", True)
+
+
+def test_silence_after_the_request_may_be_billed():
+    with server(lambda c, closing: silent(c, closing)) as (url, _):
+        error = failure(url, first_byte_s=0.3)
+    assert (error.code, error.billed) == ("timeout", "unknown")
+
+
+def test_an_answer_that_stands_still_ends_at_the_idle_limit():
+    with server(pieces(b"data: 1\n\n", then=silent)) as (url, _):
+        started = time.monotonic()
+        error = failure(url, idle_s=0.3)
+    assert (error.code, error.billed) == ("timeout", "unknown") and time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", b""])
+def test_an_answer_that_trickles_ends_at_the_deadline(head):
+    trickle = [b"HTTP/1.1 200 OK\r\n"] + [b"x: y\r\n"] * 100 if not head else [b"."] * 100
+    with server(pieces(*trickle, head=head, wait=0.1)) as (url, _):
+        started = time.monotonic()
+        error = failure(url, Io(0.7))
+    assert error.code == "timeout" and 0.6 < time.monotonic() - started < 1.2
+
+
+def test_a_clock_that_runs_out_elsewhere_ends_a_call_that_waits():
+    io = Io(60)
+    with server(lambda c, closing: silent(c, closing)) as (url, _):
+        threading.Timer(0.2, lambda: setattr(io, "ends", 0)).start()
+        started = time.monotonic()
+        assert failure(url, io).code == "timeout" and time.monotonic() - started < 2
+
+
+def test_a_reader_that_takes_nothing_ends_at_the_deadline():
+    def answer(connection, closing):
+        raise AssertionError
+
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf:
+        started = time.monotonic()
+        error = failure(f"http://127.0.0.1:{deaf.getsockname()[1]}", Io(0.5), body=b"x" * (64 << 20))
+    assert error.code == "timeout" and error.billed == "unknown" and time.monotonic() - started < 2
+
+
+def test_a_connection_closed_before_the_answer_is_of_unknown_bill():
+    for then in (None, reset):
+        with server(pieces(head=b"", then=then)) as (url, _):
+            error = failure(url)
+        assert (error.code, error.billed, error.retryable) == ("network", "unknown", False)
+
+
+@pytest.mark.parametrize("head", [
+    b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n40\r\n",
+])  # fmt: skip
+def test_a_connection_closed_within_the_answer_is_a_cut(head):
+    for then in (None, reset):
+        with server(pieces(b"data: 1\n\n", head=head, then=then)) as (url, _):
+            error = failure(url)
+        assert (error.code, error.billed) == ("cut", "unknown")
+
+
+def test_a_redirect_is_not_followed():
+    with (
+        server(whole(b"stolen")) as (other, got),
+        server(whole(b"", "307 Temporary Redirect", more=f"location: {other}/v1?key={KEY}\r\n")) as (url, _),
+    ):
+        error = failure(url)
+        assert got == [] and error.code == "bad_request" and error.http_status == 307 and not error.retryable
+
+
+STATUSES = [
+    (400, "bad_request", "no", False),
+    (401, "auth", "no", False),
+    (402, "billing", "no", False),
+    (403, "permission", "no", False),
+    (404, "bad_model", "no", False),
+    (408, "timeout", "unknown", False),
+    (413, "too_large", "no", False),
+    (418, "bad_request", "no", False),
+    (429, "rate_limit", "no", True),
+    (500, "server", "no", True),
+    (502, "server", "no", True),
+    (503, "overloaded", "no", True),
+    (504, "timeout", "unknown", False),
+    (529, "overloaded", "no", True),
+]
+
+
+@pytest.mark.parametrize("status, code, billed, retryable", STATUSES)
+def test_a_status_says_what_happened_and_whether_it_is_billed(status, code, billed, retryable):
+    body = b'{"error": {"message": "loopback says no", "type": "invalid_request_error"}}'
+    with server(whole(body, f"{status} X", "application/json", "retry-after: 2\r\n")) as (url, _):
+        error = failure(url)
+    assert (error.code, error.billed, error.retryable, error.http_status) == (code, billed, retryable, status)
+    assert str(error) == f"{status} loopback says no"
+    assert error.retry_after_s == (2.0 if retryable else None)
+
+
+@pytest.mark.parametrize("body, said", [
+    (b'{"error": {"message": "a"}}', "401 a"),
+    (b'{"error": "b"}', "401 b"),
+    (b'{"detail": "c"}', "401 c"),
+    (b'{"detail": [{"msg": "d"}]}', "401 d"),
+    (b'{"message": "e"}', "401 e"),
+    (b'{"object": "error", "message": "f"}', "401 f"),
+    (b'[{"error": {"message": "g"}}]', "401 g"),
+    (b"<html><title>h</title>", "401 h"),
+    (b"plain\x1b[2J\r\n text\xff", "401 plain [2J text\ufffd"),
+    (b"", "401"),
+    (b"[]", "401 []"),
+    (b'{"error": {"message": "' + b"x" * 1000 + b'"}}', "401 " + "x" * 293 + "..."),
+    (b'{"error": {"message": "wrong key: ' + KEY.encode() + b'"}}', "401 wrong key: ***"),
+    (b"x" * 290 + KEY.encode(), "401 " + "x" * 290 + "***"),
+])  # fmt: skip
+def test_the_vendors_own_words_are_found_and_made_one_clean_line(body, said):
+    with server(whole(body, "401 X")) as (url, _):
+        assert str(failure(url)) == said
+
+
+def test_words_of_the_vendor_go_before_the_status():
+    for body, code in [
+        (b'{"error": {"code": "insufficient_quota", "message": "m"}}', "billing"),
+        (b'{"error": {"details": {"error_code": "enforced_spend_limit_reached"}, "type": "rate_limit_error"}}', "billing"),
+        (b'{"error": {"code": "rate_limit_exceeded"}}', "rate_limit"),
+    ]:
+        assert _faults.of_reply(429, {}, body).code == code
+    for body, code in [
+        (b'{"error": {"code": "context_length_exceeded", "type": "invalid_request_error"}}', "too_large"),
+        (b'{"error": {"type": "invalid_request_error", "message": "prompt is too long: 9 > 8"}}', "too_large"),
+        (b'{"error": {"code": 400, "status": "INVALID_ARGUMENT", "details": [{"reason": "API_KEY_INVALID"}]}}', "auth"),
+        (b'{"error": {"code": 400, "status": "INVALID_ARGUMENT"}}', "bad_request"),
+    ]:
+        assert _faults.of_reply(400, {}, body).code == code
+
+
+def test_only_a_wait_of_use_is_taken():
+    future = email.utils.formatdate(time.time() + 60, usegmt=True)
+    for value, low, high in [("7", 7, 7), ("0.5", 0.5, 0.5), (future, 50, 61)]:
+        assert low <= _faults.retry_after({"retry-after": value}) <= high
+    assert _faults.retry_after({"retry-after": "9", "retry-after-ms": "1500"}) == 1.5
+    for value in ["-1", "nan", "inf", "0", "", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 2001 00:00:00 GMT"]:
+        assert _faults.retry_after({"retry-after": value}) is None
+
+
+def test_a_page_of_html_is_no_answer():
+    with server(whole(b"<html>hello</html>", kind="text/html; charset=utf-8")) as (url, _):
+        assert failure(url).code == "malformed"
+
+
+def test_a_gzip_bomb_is_bounded():
+    bomb = gzip.compress(bytes(300 << 20), 1)
+    with server(whole(bomb, more="content-encoding: gzip\r\n")) as (url, _):
+        with pytest.raises(CallFailed, match="larger than 256 MiB") as caught:
+            for _ in _http.post(url, {}, b"", Io(30)):
+                pass
+        assert caught.value.code == "malformed"
+    with server(whole(b"no gzip", more="content-encoding: gzip\r\n")) as (url, _):
+        assert failure(url).code == "malformed"
+
+
+def test_too_many_headers_are_no_answer():
+    with server(whole(b"", more="x: " + "y" * (1 << 20) + "\r\n")) as (url, _):
+        assert failure(url).code == "network"
+
+
+@pytest.mark.parametrize("value", [KEY + "\n", KEY + "\r\nx: y", KEY + "\u00e4", " " + KEY, KEY + "\x00"])
+def test_a_header_that_cannot_be_sent_is_refused_and_not_said(value):
+    with server(whole(b"")) as (url, got):
+        with pytest.raises(Usage) as caught:
+            post(url, headers={"x-api-key": value})
+        assert KEY not in str(caught.value) and "x-api-key" in str(caught.value) and got == []
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://a b", "http://[::1", "http://x:99999", "http://ä"])
+def test_a_base_url_that_is_none_is_a_matter_of_usage(url):
+    with pytest.raises(Usage):
+        post(url)
+
+
+def test_a_hundred_calls_at_once_have_a_client_each():
+    def answer(connection, closing):
+        closing.wait(0.2)
+        return whole(b"data: 1\n\n")(connection, closing)
+
+    results = []
+    with server(answer) as (url, _):
+        threads = [threading.Thread(target=lambda: results.append(post(url, Io(30)))) for _ in range(100)]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results == [b"data: 1\n\n"] * 100 and time.monotonic() - started < 10
+
+
+def test_nothing_heavy_is_imported_before_it_sends():
+    import subprocess
+    import sys
+
+    code = "import sys, mllm_pipe.runtimes._http; print([m for m in ('httpx', 'httpcore', 'ssl') if m in sys.modules])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
