@@ -15,6 +15,7 @@ from mllm_pipe.terminal import say
 Target = dict[str, Any]
 Agent = dict[str, Any]
 
+_UNSET: Target = {"model": None, "base_url": None, "key_env": None, "pass_env": (), "max_tokens": None}
 _DATA = os.path.join(os.path.dirname(__file__), "data")
 
 
@@ -45,7 +46,7 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
     agent: Agent = {"name": None, "system": None, "instruction": None}
     name, _, rest = spec.partition(":")
     if name in ("exec", "command"):
-        target = {"runtime": "exec", "kind": "command", "argv": _words(rest, spec)}
+        target: Target = {"runtime": "exec", "kind": "command", "argv": _words(rest, spec)}
     elif name == "replay":
         if not rest:
             raise Usage("replay: no file; say replay:FILE")
@@ -56,7 +57,7 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
         target, agent = _named(name)
         if wanted:
             target["model"] = wanted
-    target = {"model": None, "base_url": None, "key_env": None, "pass_env": [], "max_tokens": None} | target
+    target = _UNSET | target
     target["spec"] = spec
     target |= {flag: value for flag, value in flags.items() if value}
     if model:
@@ -118,7 +119,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# -- the configuration ---------------------------------------------------------------------------------------------------
+# -- the configuration
 
 
 def read_configuration() -> dict[str, Any]:
@@ -173,7 +174,7 @@ def survey() -> list[tuple[str, str]]:
     found = []
     for name in builtin():
         kind = "command" if name == "exec" else name
-        target = {"runtime": name, "kind": kind, "model": None, "base_url": None, "key_env": None, "pass_env": []}
+        target: Target = {"runtime": name, "kind": kind} | _UNSET
         if name in ("exec", "replay"):
             found.append((name, ""))  # as usable as the program or the file that is named
         else:

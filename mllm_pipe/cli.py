@@ -76,7 +76,7 @@ def _defect(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     leave(DEFECT)
 
 
-# -- what several commands' flags share ----------------------------------------------------------------------------------
+# -- what several commands' flags share
 
 
 def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mllm_pipe.envelope import CONTROL, Record, line_of
-from mllm_pipe.errors import FAILED, BadRecord, Outcome, Usage
-from mllm_pipe.lines import Lines, Long, bad_line, parse
-from mllm_pipe.stream import write
+from mllm_pipe.errors import FAILED, Outcome, Usage
+from mllm_pipe.lines import Lines, bad_line, parse
+from mllm_pipe.stream import refuse_text, write
 from mllm_pipe.terminal import kind_of, say
 
 
@@ -18,7 +18,7 @@ def copy(outcome: Outcome, complete: Callable[[Record], Record | None], max_line
     """
     lines = Lines(0, max_line)
     control_goes_on = kind_of(1) == "pipe"
-    number, current, unended = 0, "-", False
+    number, unended = 0, False
     for batch in lines.batches():
         out: list[bytes] = []
         for line in batch:
@@ -34,8 +34,8 @@ def copy(outcome: Outcome, complete: Callable[[Record], Record | None], max_line
             elif record and (made := complete(record)):
                 out.append(line_of(made)[:-1])
             elif line:
-                if number == 1 and not isinstance(line, Long) and not line.lstrip().startswith(b"{"):
-                    raise BadRecord("stdin is plain text, not records; for a question: thread-append --new @-")
+                if number == 1:
+                    refuse_text(line)
                 outcome.bad_lines += 1
                 say(f"stdin: line {number}: {fault}; passed on as an error record")
                 out.append(line_of(bad_line(line, number, "-", fault))[:-1])

@@ -24,7 +24,7 @@ CONTROL = ("begin", "handoff", "end")
 MAX_DEPTH = 128  # orjson reads 1024 levels and writes 254; what we accept we can write, with room for our own nesting
 
 
-# -- ids and times ----------------------------------------------------------------------------------------------------
+# -- ids and times
 
 
 def new_id() -> str:
@@ -59,7 +59,7 @@ def line_of(record: Record) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-# -- the door ---------------------------------------------------------------------------------------------------------
+# -- the door
 
 
 def has_envelope(record: Any) -> bool:

@@ -60,16 +60,16 @@ def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rub
                 say(f"thread {thread.id}: {target['runtime']} judged its own model's answer; --by another is fairer")
             return None
         request = verdict.repair(request, call.result["parts"] if call.result else [], why)
-    made.append(verdict_record(thread, about | {"author": {"agent": "judge", "runtime": target["runtime"]}, "pass": None,
-                                         "rubric": rubric["name"], "score": None, "criteria": []}))  # fmt: skip
+    nothing = {"rubric": rubric["name"], "criteria": [], "score": None, "pass": None}
+    made.append(verdict_record(thread, about | {"author": {"agent": "judge", "runtime": target["runtime"]}} | nothing))
     return NoVerdict(f"{target['runtime']} gave no valid verdict, twice: {why}")
 
 
 def _same_model(judge: dict[str, Any], author: dict[str, Any]) -> bool:
     """True if judge and author are one model; of a program that names no model, if they are one runtime."""
     if judge["model"] or author.get("model"):
-        return judge["model"] == author.get("model")
-    return judge["runtime"] == author.get("runtime")
+        return bool(judge["model"] == author.get("model"))
+    return bool(judge["runtime"] == author.get("runtime"))
 
 
 def verdict_record(thread: Thread, body: dict[str, Any]) -> Record:

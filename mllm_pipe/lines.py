@@ -76,11 +76,11 @@ class Lines:
         """Lists of lines without their newline; a line of more than `max_line` bytes comes as a Long."""
         unfinished = _Unfinished(self.max_line)
         for chunk in self._chunks():
-            batch: list[bytes | Long]
-            *batch, rest = chunk.split(b"\n")
-            if batch:
+            *whole, rest = chunk.split(b"\n")
+            if whole:
+                batch: list[bytes | Long] = whole  # type: ignore[assignment]
                 if unfinished.size:
-                    unfinished.add(batch[0])
+                    unfinished.add(whole[0])
                     batch[0] = unfinished.take()
                 if self.max_line < len(chunk):
                     batch = [self._bounded(line) for line in batch]

@@ -101,8 +101,8 @@ def cost_of(spans: list[Record]) -> float | None:
 
 
 def _stage(span: Record) -> dict[str, Any]:
-    names = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms", "usage",
-             "cost_usd", "stage")  # fmt: skip
+    names = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
+             "usage", "cost_usd", "stage")  # fmt: skip
     stage = {"run_id": span["id"], "thread": span["thread"]}
     stage |= {name: span[name] for name in names if name in span}
     losses = span.get("losses")
@@ -113,7 +113,7 @@ def _stage(span: Record) -> dict[str, Any]:
 
 def _label(span: Record) -> str:
     agent = span.get("agent")
-    runtime = span.get("runtime", span["op"])
+    runtime = str(span.get("runtime", span["op"]))
     return f"{agent} ({runtime})" if agent and agent != "assistant" else runtime
 
 
@@ -122,10 +122,10 @@ def _started(span: Record) -> float:
 
 
 def _ended(span: Record) -> float:
-    return _started(span) + span["duration_ms"] / 1000
+    return _started(span) + float(span["duration_ms"]) / 1000
 
 
-# -- for a person --------------------------------------------------------------------------------------------------------
+# -- for a person
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -31,7 +31,15 @@ def refuse_own_output() -> None:
         raise Usage("stdin and stdout are the same file; write to it with: | thread-append FILE")
 
 
-# -- threads in ----------------------------------------------------------------------------------------------------------
+def refuse_text(first_line: bytes | Long, name: str = "stdin") -> None:
+    """Plain text is no stream; it is taken neither for a prompt nor for damage. BadRecord with what works."""
+    text = first_line.head if isinstance(first_line, Long) else first_line
+    if not text.lstrip().startswith(b"{"):
+        instead = "thread-append FILE @-" if program() == "thread-append" else f"thread-append --new @- | {program()}"
+        raise BadRecord(f"{name} is plain text, not records; to ask it: {instead}")
+
+
+# -- threads in
 
 
 class Thread:
@@ -99,8 +107,8 @@ class Source:
                 record, fault = parse(line)
                 if fault and self.complete and record and (made := self.complete(record)):
                     record, fault, line = made, "", line_of(made)[:-1]
-                if fault and not any_line and not self.complete and not isinstance(line, Long):
-                    self._refuse_text(line)
+                if not any_line:
+                    refuse_text(line, self.name)
                 any_line = True
                 if held:
                     self._report(*held, known=not fault and closes(record, held[0]))
@@ -163,7 +171,7 @@ class Source:
         return thread
 
     def _hand_over(self, thread: Thread, handoff: Record) -> Thread:
-        thread.status = handoff.get("status") if handoff.get("status") in ("ok", "no") else "failed"
+        thread.status = str(handoff["status"]) if handoff.get("status") in ("ok", "no") else "failed"
         thread.handed = True
         stamp = seconds_of(str(handoff.get("at"))) if isinstance(handoff.get("at"), str) else None
         if self.from_pipe and stamp is not None and stamp >= STARTED - FRESH_S:
@@ -195,13 +203,6 @@ class Source:
         if isinstance(passed, int):
             self.outcome.bad_lines += passed
 
-    def _refuse_text(self, line: bytes) -> None:
-        """Plain text is no stream. BadRecord with the line that would have worked."""
-        if not line.lstrip().startswith(b"{"):
-            raise BadRecord(
-                f"{self.name} is plain text, not records; for a question try: thread-append --new @- | {program()}"
-            )
-
     def _fail_torn(self, tail: bytes | Long) -> None:
         """The last line had no newline and is no record: its thread is not sent; if it names none, none is."""
         name = named_thread(tail.head if isinstance(tail, Long) else tail)
@@ -210,7 +211,7 @@ class Source:
             thread.fault = thread.fault or BadRecord("the last line is torn, so the thread may not be whole")
 
 
-# -- threads out ---------------------------------------------------------------------------------------------------------
+# -- threads out
 
 
 class Sink:

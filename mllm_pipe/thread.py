@@ -17,9 +17,9 @@ USED = frozenset(["message", "verdict", "summary", "route"])
 
 
 def admitted(thread: Thread) -> list[Record]:
-    """The records of the thread that decide what is sent, each through the full door. BadRecord names the first bad one.
+    """The records of the thread that decide what is sent, each through the full door.
 
-    A message that says of itself that it broke off (finish "error") is no turn.
+    A message that says of itself that it broke off (finish "error") is no turn. BadRecord names the first bad record.
     """
     used = [record for record in thread.records if record["type"] in USED and record.get("finish") != "error"]
     for record in used:
@@ -129,7 +129,7 @@ def speaker(message: Record) -> str:
 
 
 def fenced(label: str, text: str) -> str:
-    """The text inside a fence that it cannot close: the fence is a digest of label and text, so no text holds its own."""
+    """The text in a fence that it cannot close: the mark is a digest of label and text, and no text holds its own."""
     mark = digest(orjson.dumps([label, text]))[:24]
     return f"<<<{mark} {label}\n{text}\n{mark}>>>"
 

@@ -1,4 +1,4 @@
-"""A file of threads: read its threads, store what it lacks. The lock of its Appender is held by the caller."""
+"""A file of threads: read its threads, store what it lacks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from mllm_pipe.lines import parse
 from mllm_pipe.storage import Appender, read_new
 from mllm_pipe.stream import PassOn, Source, Thread
 from mllm_pipe.terminal import say
-from mllm_pipe.thread import only_thread
+from mllm_pipe.thread import only_thread, parents, tip_of
 
 
 class ThreadFile:
-    """What a file holds, by thread and id: read once, then only what the file has gained."""
+    """What a file holds, by thread and id: read once, then only what the file has gained.
+
+    Methods whose name ends in `_locked` are called inside `with file.appender`; the others take the lock themselves.
+    """
 
     def __init__(self, appender: Appender, *, messages_only: bool = False) -> None:
         self.appender, self.messages_only = appender, messages_only
         self.offset = 0
         self.stored: dict[str, int] = {}  # thread and id: hash of the line, to tell a record that differs
-        self.threads: dict[str, None] = {}
+        self.names: dict[str, None] = {}  # of its threads, in order
 
-    def read_threads(self, outcome: Outcome, pass_on: PassOn) -> dict[str, Thread]:
+    def threads_locked(self, outcome: Outcome, pass_on: PassOn) -> dict[str, Thread]:
         """All threads of the file, by id. Its bad lines are told of and passed on."""
         os.lseek(self.appender.descriptor, 0, os.SEEK_SET)
         if not os.fstat(self.appender.descriptor).st_size:
@@ -30,20 +33,29 @@ class ThreadFile:
         source = Source(outcome, pass_on, descriptor=self.appender.descriptor, again=True, name=self.appender.path)
         found: dict[str, Thread] = {}
         for thread in source.threads():
-            if thread.id in found:
+            known = found.setdefault(thread.id, thread)
+            if known is not thread:
                 for record in thread.records:
-                    found[thread.id].add(record, thread.raws[record["id"]])
-            else:
-                found[thread.id] = thread
+                    known.add(record, thread.raws[record["id"]])
         return found
 
-    def last_thread(self, outcome: Outcome) -> str:
-        """The file's only thread, "" if it has none yet; Usage if it has several and none was named."""
+    def only(self) -> str:
+        """The id of the file's only thread, "" if it has none yet. Usage if it has several."""
         with self.appender:
             self._refresh()
-        return only_thread(list(self.threads), None, self.appender.path)
+        return only_thread(list(self.names), None, self.appender.path)
 
-    def add(self, thread: Thread, outcome: Outcome) -> list[Record]:
+    def whole(self, ident: str) -> Thread:
+        """A thread as the file has it; what is wrong with other lines was told when they were met."""
+        with self.appender:
+            return self.threads_locked(Outcome(), lambda _: None).get(ident) or Thread(ident)
+
+    def tip(self, ident: str) -> str | None:
+        """The message that a thread of the file stands at."""
+        thread = self.whole(ident)
+        return tip_of(thread.records, parents(thread.records))
+
+    def add_locked(self, thread: Thread, outcome: Outcome) -> list[Record]:
         """Append, in one write, the records of the thread that the file lacks; those records."""
         self._refresh()
         new = []
@@ -60,13 +72,13 @@ class ThreadFile:
             self.appender.append(b"".join(line + b"\n" for _, line in new), thread.id)
         return [record for record, _ in new]
 
-    def add_loose(self, records: list[Record]) -> list[Record]:
-        """Append error records of bad lines that the file lacks; the empty list, for the caller to go on with."""
+    def add_loose_locked(self, records: list[Record]) -> None:
+        """Append error records of bad lines that the file lacks, and empty the list."""
         self._refresh()
         lines = {record["id"]: line_of(record) for record in records if _key(record) not in self.stored}
         if lines and not self.messages_only:
             self.appender.append(b"".join(lines.values()))
-        return []
+        records.clear()
 
     def _refresh(self) -> None:
         self.offset = read_new(self.appender, self.offset, self._note)
@@ -76,7 +88,7 @@ class ThreadFile:
         if not fault and record["type"] not in CONTROL:
             self.stored.setdefault(_key(record), hash(line))
             if record["type"] != "error":
-                self.threads.setdefault(record["thread"])
+                self.names.setdefault(record["thread"])
 
 
 def _key(record: Record) -> str:

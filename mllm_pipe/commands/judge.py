@@ -30,7 +30,8 @@ from mllm_pipe.turn import complaint
 @cli.runtime_options
 @cli.stream_options
 def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_at: float | None, advise: bool,
-            form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
+            form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,
+            **flags: Any) -> int:  # fmt: skip
     """Judge the answer at the end of each thread on stdin.
 
     A negative verdict is status 1, no valid verdict 6. The thread goes on with the verdict.
@@ -109,11 +110,13 @@ def _judged(thread: Thread) -> list[Record]:
 def _line(record: Record) -> str:
     """A verdict for a person."""
     word = {True: "pass", False: "fail", None: "none"}[record["pass"]]
-    head = f"{word}  {'-' if record['score'] is None else format(record['score'], '.2f')}  thread {record['thread']}\n"
-    return head + "".join(
-        f"      {'-' if one.get('score') is None else format(one['score'], '.2f')}  {one['name']}: {one.get('reason', '')}\n"
-        for one in record["criteria"]
-    )
+    lines = [f"{word}  {_number(record['score'])}  thread {record['thread']}\n"]
+    lines += [f"      {_number(one['score'])}  {one['name']}: {one['reason']}\n" for one in record["criteria"]]
+    return "".join(lines)
+
+
+def _number(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
 
 
 def _run(command_line: str, answer: bytes) -> tuple[bool, str]:

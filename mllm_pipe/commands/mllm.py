@@ -70,10 +70,11 @@ def doctor(form: str) -> int:
 
 
 @command.command()
-@click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES", help="Longest line that is taken.")
+@click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
+              help="Longest line that is taken; 64 MiB.")
 @cli.common_options
 def validate(max_line: int) -> int:
-    """Check the stream on stdin against the schema: a line for each fault, status 65 if there is one."""
+    """Check a stream against the schema; status 65 if a line does not hold to it."""
     if kind_of(0) in ("terminal", "null"):
         raise Usage("nothing to validate; say: mllm validate < FILE")
     lines = Lines(0, max_line)

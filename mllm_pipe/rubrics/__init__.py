@@ -51,12 +51,12 @@ def _from_file(path: str) -> Rubric:
         rubric = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Usage(f"--rubric @{path}: {error}") from None
-    criteria = rubric.get("criteria")
-    sound = isinstance(criteria, list) and criteria and all(
+    criteria: list[Any] = rubric["criteria"] if isinstance(rubric.get("criteria"), list) else []
+    sound = all(
         isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("text"), str)
         for one in criteria
     )  # fmt: skip
-    if not sound or len({one["name"] for one in criteria}) < len(criteria):
+    if not criteria or not sound or len({one["name"] for one in criteria}) < len(criteria):
         raise Usage(f"--rubric @{path}: it needs [[criteria]], each with a name of its own and a text")
     return {
         "name": name,

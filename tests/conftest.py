@@ -1,0 +1,76 @@
+"""A test is a shell line and its whole output: `sh(line)` runs it in an empty directory with an empty home."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+
+BIN = str(Path(sys.executable).parent)
+DATA = Path(__file__).parent / "data"
+
+
+class Ran(NamedTuple):
+    """What a line of shell did: the status of its last command, and all it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.out.splitlines()]
+
+    def kinds(self) -> str:
+        """The stream as one word a record: a message by its role, a handoff by its status."""
+        return " ".join(record.get("role") or record.get("status") if record["type"] in ("message", "handoff")
+                        else record["type"] for record in self.records)  # fmt: skip
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """A new user's: nothing set but what a login shell has."""
+    return {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
+    } | more
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty home."""
+    made = tmp_path / "home"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """An empty directory to work in."""
+    made = tmp_path / "work"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def sh(script_runner: Any, home: Path, work: Path) -> Any:
+    """Run a line in bash; stdin is /dev/null unless the line says otherwise."""
+
+    def run(line: str, **more: str) -> Ran:
+        ran = script_runner.run(["bash", "-c", line], cwd=work, env=environment(home, **more), print_result=False)
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+    return run
+
+
+def masked(text: str) -> str:
+    """Ids, times and durations as one letter each, so that a whole output can be compared."""
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "ID", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "TIME", text)
+    return re.sub(r'("[a-z_]+_ms":)[0-9.]+', r"\1N", text)

@@ -1,0 +1,325 @@
+"""DESIGN §1: the laws of every command, each by its own name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import orjson
+import pytest
+from conftest import environment
+
+MESSAGE = '{"v":1,"type":"message","thread":"%s","id":"%s","role":"user","content":"%s"}'
+ONE = MESSAGE % ("t", "m1", "hi")
+FILTERS = ["thread-append -", "thread-append - more", "dispatch --to echo", "judge --check json", "trace"]
+
+
+def write(work: Path, name: str, *lines: str) -> None:
+    (work / name).write_text("".join(line + "\n" for line in lines))
+
+
+def journal(home: Path) -> list[dict]:
+    path = home / ".local/state/mllm-pipe/journal.jsonl"
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+# -- law 1
+
+
+def test_law_1_it_is_cat_until_it_has_something_to_add(sh, work):
+    odd = '{"type" : "x-new", "v":1.0, "id":"\\u0041", "thread":"t", "far": {"future": [1e3, 2]}}'
+    write(work, "t", odd, ONE)
+    assert sh("thread-append - < t") == (0, f"{odd}\n{ONE}\n", "")
+    assert sh("dispatch --to echo < t > out && head -n 2 out") == (0, f"{odd}\n{ONE}\n", "")
+
+
+# -- law 2
+
+
+def test_law_2_a_thread_leaves_whole_with_its_handoff(sh, work):
+    write(work, "t", MESSAGE % ("a", "1", "x"), MESSAGE % ("b", "1", "y"), MESSAGE % ("a", "2", "z"))
+    ran = sh("dispatch --to echo < t | cat")
+    assert [record.get("thread") for record in ran.records] == [None] + ["a"] * 5 + ["b"] * 4 + [None]
+    assert ran.kinds() == "begin user user assistant span ok user assistant span ok end"
+
+
+def test_law_2_each_thread_is_flushed_when_it_is_done(work, home):
+    """A writer that never ends: the first thread arrives while the second is not there yet."""
+    line = "{ echo '%s'; echo '%s'; cat <&3; } | dispatch --to echo" % (
+        ONE, '{"v":1,"type":"handoff","thread":"t","status":"ok","parent_run_id":"r","at":"2026-01-01T00:00:00.000Z"}')  # fmt: skip
+    read_end, write_end = os.pipe()
+    with subprocess.Popen(["bash", "-c", line.replace("<&3", f"<&{read_end}")], stdout=subprocess.PIPE, cwd=work,
+                          env=environment(home), pass_fds=[read_end]) as child:  # fmt: skip
+        assert child.stdout
+        kinds = [orjson.loads(child.stdout.readline())["type"] for _ in range(5)]
+        os.close(write_end)
+        os.close(read_end)
+        child.stdout.read()
+    assert kinds == ["begin", "message", "message", "span", "handoff"]
+
+
+# -- law 3
+
+
+def test_law_3_failure_travels_three_ways(sh, work):
+    write(work, "t", ONE)
+    ran = sh("dispatch --to exec:false < t | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == 3
+    assert ran.err == "dispatch: thread t: exec: false: exit status 1\n"
+    assert ran.kinds() == "begin user span error failed end"
+    error = ran.records[3]
+    assert (error["code"], error["stage"], error["billed"]) == ("exit", "dispatch", "unknown")
+
+
+# -- law 4
+
+
+def test_law_4_a_bad_line_stops_nothing_and_is_not_lost(sh, work, home):
+    write(work, "t", MESSAGE % ("a", "1", "x"), "{broken", MESSAGE % ("b", "1", "y"))
+    ran = sh("dispatch --to echo < t | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == 65
+    assert ran.kinds() == "begin error user assistant span ok user assistant span ok end"
+    assert ran.records[1]["raw"] == "{broken" and ran.records[1]["line"] == 2
+    assert ran.err.startswith("dispatch: stdin: line 2: no JSON:")
+    assert sum(entry["type"] == "intent" for entry in journal(home)) == 2
+
+
+def test_law_4_the_next_command_hears_of_a_bad_line_too(sh, work):
+    write(work, "t", ONE, "{broken")
+    assert sh("dispatch --to echo < t 2>/dev/null | dispatch --to echo more | trace >/dev/null").status == 65
+
+
+def test_law_4_a_bad_line_that_is_no_utf8_or_very_long_is_carried(sh, work):
+    (work / "t").write_bytes(b'{"\xff\n{' + b"x" * 9000 + b"\n" + ONE.encode() + b"\n")
+    first, second, _ = sh("thread-append - < t").records
+    assert first["raw_base64"] == "eyL/"
+    assert (len(second["raw"]), second["length"], len(second["sha256"])) == (4096, 9001, 64)
+
+
+@pytest.mark.parametrize("tail", ['{"v":1,"type":"message","thread":"b","id":"2","ro', '{"v":1,"type":"mess', '{"'])
+def test_law_4_half_a_line_is_never_sent(sh, work, home, tail):
+    """The torn line's thread is not sent; if the line does not say which, none is."""
+    (work / "t").write_text("\n".join([MESSAGE % ("a", "1", "x"), MESSAGE % ("b", "1", "y"), tail]))
+    ran = sh("dispatch --to echo < t | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == 65
+    assert [entry["thread"] for entry in journal(home) if entry["type"] == "intent"] == (["a"] if '"b"' in tail else [])
+    assert ran.kinds().count("failed") == (1 if '"b"' in tail else 2)
+
+
+def test_law_4_every_prefix_of_a_thread_is_whole_or_not_sent(sh, work, home):
+    whole = (MESSAGE % ("t", "1", "one") + "\n" + MESSAGE % ("t", "2", "two") + "\n").encode()
+    first = whole.index(b"\n") + 1
+    for cut in [*range(1, 12), *range(12, len(whole), 17), first - 1, first, len(whole) - 1]:
+        (work / "t").write_bytes(whole[:cut])
+        before = len(journal(home))
+        status = sh("dispatch --to echo < t").status
+        complete = cut in (first - 1, first, len(whole) - 1)
+        assert (status, len(journal(home)) > before) == ((0, True) if complete else (65, False)), whole[:cut]
+
+
+def test_law_4_a_torn_tail_that_was_closed_is_known_damage(sh, work):
+    (work / "t").write_text(ONE + '\n{"v":1,"type":"message","thread":"t","id":"m2","ro')
+    sh("thread-append t later")
+    ran = sh("dispatch --to echo < t")
+    assert ran.status == 0
+    assert ran.err == "dispatch: stdin: line 2: torn by a write that was killed; known, nothing else is lost\n"
+
+
+# -- law 5
+
+
+def test_law_5_stdout_is_data_only_and_text_on_request(sh, work):
+    write(work, "t", ONE)
+    assert sh("dispatch --to echo --text < t") == (0, "hi\n", "")
+    assert sh("dispatch --to echo --format ndjson < t").records[1]["content"] == "hi"
+
+
+# -- law 6
+
+
+@pytest.mark.parametrize("command", FILTERS)
+def test_law_6_an_empty_stdin_is_a_usage_error_and_never_a_request(sh, home, command):
+    for line in (f": | {command}", f"{command} < <(:)", f"touch e; {command} < e"):
+        ran = sh(line)
+        assert (ran.status, ran.out) == (2, ""), line
+        assert ran.err == f"{command.split()[0]}: stdin is empty: did the command before fail?\n"
+    assert journal(home) == []
+
+
+def test_law_6_only_new_or_no_stdin_lets_a_prompt_start_a_thread(sh):
+    assert sh("dispatch --to echo --text hello </dev/null") == (0, "hello\n", "")
+    assert sh("printf 'a\\nb\\n' | while read x; do dispatch --to echo --new --text $x; done") == (0, "a\nb\n", "")
+    assert sh("dispatch --to echo </dev/null").status == 2
+
+
+# -- law 7
+
+
+@pytest.mark.parametrize("command", FILTERS)
+def test_law_7_the_same_file_as_stdin_and_stdout_is_refused(sh, work, home, command):
+    for redirect in ("< t >> t", "< t 1<> t"):
+        write(work, "t", ONE)
+        ran = sh(f"{command} {redirect}")
+        assert ran == (2, "", f"{command.split()[0]}: stdin and stdout are the same file; "
+                              "write to it with: | thread-append FILE\n")  # fmt: skip
+        assert (work / "t").read_text() == ONE + "\n"
+    assert journal(home) == []
+
+
+# -- law 8
+
+
+def test_law_8_a_reader_that_leaves_stops_the_work_in_silence(sh, work):
+    write(work, "t", ONE)
+    ran = sh('yes "$(tail -n 1 t)" | thread-append - | head -1; echo "${PIPESTATUS[@]}"')
+    assert ran == (0, f"{ONE}\n141 141 0\n", "")
+
+
+def test_law_8_a_reader_that_leaves_cancels_the_call_in_flight(sh, work):
+    """The child writes its pid, then works for ever; the reader leaves once it has been started."""
+    write(work, "t", ONE)
+    (work / "slow").write_text("#!/bin/sh\nmkfifo never\necho $$ > pid\ncat never\n")
+    os.chmod(work / "slow", 0o755)
+    ran = sh("dispatch --to exec:./slow < t | until [ -s pid ]; do :; done; echo ${PIPESTATUS[0]}; "
+             'while kill -0 "$(cat pid)" 2>/dev/null; do :; done')  # fmt: skip
+    assert ran == (0, "141\n", "")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_law_8_a_signal_ends_it_as_that_signal_and_no_child_stays(work, home, signum):
+    (work / "slow").write_text("#!/bin/sh\ntrap '' INT TERM HUP\nmkfifo never\necho $$ > pid.new\nmv pid.new pid\ncat never\n")
+    os.chmod(work / "slow", 0o755)
+    with subprocess.Popen(["dispatch", "--to", "exec:./slow", "--new", "x"], stdout=subprocess.PIPE, cwd=work,
+                          stderr=subprocess.PIPE, env=environment(home)) as child:  # fmt: skip
+        while not (work / "pid").exists():
+            assert child.poll() is None
+        pid = int((work / "pid").read_text())
+        child.send_signal(signum)
+        out, err = child.communicate()
+    assert (child.returncode, out, err) == (-signum, b"", b"")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# -- law 9
+
+
+@pytest.mark.parametrize("command", [*FILTERS, "thread-append f x", "thread-append --new x", "mllm validate",
+                                     "mllm doctor", "dispatch --help", "trace --version", "mllm completion bash"])  # fmt: skip
+def test_law_9_a_write_that_fails_is_reported(sh, work, command):
+    write(work, "t", ONE if "judge" not in command else ONE.replace("user", "assistant"))
+    name = command.split()[0]
+    sh("dispatch --to echo < t >> t2; [ ! -s t2 ] || mv t2 t") if name == "trace" else None
+    assert sh(f"{command} < t > /dev/full") == (74, "", f"{name}: stdout cannot be written: No space left on device\n")
+    closed = sh(f"{command} < t >&-")
+    assert closed == (74, "", f"{name}: stdout is closed; send it to a file, a pipe or /dev/null\n")
+
+
+def test_law_9_nothing_is_sent_if_the_journal_cannot_be_written(sh, work, home):
+    write(work, "t", ONE)
+    (home / ".local").write_text("in the way")
+    line = "dispatch --to 'exec:touch sent' < t"
+    ran = sh(line)
+    assert ran.status == 74 and not (work / "sent").exists()
+    assert ran.err == f"dispatch: the journal cannot be written: {home}/.local/state/mllm-pipe/journal.jsonl: " \
+                      "Not a directory; MLLM_JOURNAL=off goes without\n"  # fmt: skip
+    sh(line, MLLM_JOURNAL="off")
+    assert (work / "sent").exists()
+
+
+def test_law_9_a_full_disk_takes_nothing_back_that_was_there(sh, work):
+    write(work, "t", ONE)
+    ran = sh("ulimit -f 1; thread-append t " + "x" * 4000)
+    assert (ran.status, ran.err) == (74, "thread-append: t: File too large; nothing was added\n")
+    assert (work / "t").read_text() == ONE + "\n"
+
+
+# -- law 10
+
+
+def test_law_10_lines_end_at_a_newline_only(sh, work):
+    odd = MESSAGE % ("t", "1", "a\u2028b\u0085c\x7f") + "\r"
+    (work / "t").write_bytes(odd.encode() + b"\n")
+    assert sh("thread-append - < t | od -c | tail -n 3").out.split()[-3:-1] == ["\\r", "\\n"]
+    assert sh("dispatch --to echo --text < t").out == "a\u2028b\u0085c\x7f\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "why"),
+    [
+        ('"n":NaN', "no JSON"),
+        ('"n":"\\ud800"', "no JSON"),
+        ('"n":18446744073709551616', "an integer is beyond 64 bits"),
+        ('"n":' + "[" * 129 + "]" * 129, "it is nested deeper than 128 levels"),
+        ('"role":"boss"', 'role is "boss", expected one of "system", "user", "assistant", "tool"'),
+    ],
+)
+def test_law_10_what_cannot_be_written_again_is_not_sent(sh, work, home, field, why):
+    write(work, "t", ONE[:-1] + "," + field + "}")
+    ran = sh("dispatch --to echo < t")
+    assert ran.status == (65 if "no JSON" not in why else 65)
+    assert why in ran.err
+    assert journal(home) == []
+
+
+def test_law_10_what_is_only_copied_is_not_judged(sh, work):
+    line = ONE[:-1] + ',"n":18446744073709551616,"role":"boss"}'
+    write(work, "t", line)
+    assert sh("thread-append - < t") == (0, line + "\n", "")
+
+
+def test_law_10_a_line_beyond_the_limit_is_a_clear_error(sh, work):
+    write(work, "t", MESSAGE % ("t", "1", "x" * 5000), ONE)
+    ran = sh("thread-append - --max-line 1000 < t")
+    assert ran.status == 65
+    assert ran.err == "thread-append: stdin: line 1: too long, 5073 bytes; --max-line sets the limit; " \
+                      "passed on as an error record\n"  # fmt: skip
+    assert ran.records[0]["length"] == 5073 and ran.out.splitlines()[1] == ONE
+
+
+# -- law 11
+
+
+def test_law_11_a_copy_takes_the_memory_of_one_read(work, home):
+    line = (MESSAGE % ("t", "1", "x" * 900) + "\n").encode()
+    with subprocess.Popen(["thread-append", "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=work,
+                          env=environment(home)) as child:  # fmt: skip
+        assert child.stdin
+        for _ in range(60):
+            child.stdin.write(line * 1000)
+        child.stdin.flush()
+        peak = int(next(row for row in Path(f"/proc/{child.pid}/status").read_text().splitlines()
+                        if row.startswith("VmHWM")).split()[1])  # fmt: skip
+        child.stdin.close()
+    assert child.returncode == 0
+    assert peak < 60_000, "KiB"
+
+
+# -- law 12
+
+
+def test_law_12_a_path_in_a_record_is_not_opened(sh, work, home):
+    secret = work / "secret"
+    secret.write_text("canary")
+    part = '[{"type":"file","media_type":"text/plain","path":"%s","sha256":"%s"},{"type":"text","text":"go"}]'
+    write(work, "t", ONE.replace('"hi"', part % (secret, "0" * 64)))
+    assert "canary" not in sh("dispatch --to exec:cat --text < t").out
+
+
+# -- the order of exit statuses
+
+
+def test_statuses_combine_in_the_order_of_the_table(sh, work):
+    ok, silent = MESSAGE % ("ok", "1", "x"), '{"v":1,"type":"summary","thread":"s","id":"1","content":"x","covers":["0"]}'
+    bad = ONE[:-1] + ',"role":"boss"}'
+    write(work, "usage", ok, silent)
+    write(work, "mixed", ok, bad, silent)
+    write(work, "line", ok, "{")
+    assert sh("dispatch --to echo < usage").status == 2
+    assert sh("dispatch --to echo < mixed").status == 2
+    assert sh("dispatch --to exec:false < line").status == 3
+    assert sh("dispatch --to echo < line").status == 65
+    assert sh("dispatch --to echo < line | judge --check json").status == 65
+    assert sh("dispatch --to /dev/null < line").status == 2
