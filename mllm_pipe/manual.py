@@ -119,7 +119,7 @@ def _help(option: click.Option) -> str:
     if option.multiple:
         text += " May be given several times."
     if option.envvar:
-        text += f" Else ${option.envvar}."
+        text += f" ${option.envvar} stands for it."
     return text
 
 
@@ -148,7 +148,7 @@ and
 .B id
 alone; the whole schema is asked of the records that a command uses.
 .PP
-Below, an asterisk marks a field that must be there, and brackets tell what it holds.
+Below, an asterisk marks a field that must be there; brackets say what it holds.
 An
 .I id
 is a text of 1 to 200 characters, a
@@ -162,7 +162,7 @@ A bare message is enough to begin with;
 makes a record of it:
 .PP
 .EX
-$ echo '{"role": "user", "content": "hello"}' | thread\-append \- | cat
+$ echo \(aq{"role": "user", "content": "hello"}\(aq | thread\-append \- | cat
 {"v":1,"type":"message","thread":"01a204ed\-b7b7\-79aa\-97aa\-17f01d5c931f","id":"01a204ed\-b7b7\-79aa\-97aa\-17f01d5c9320","at":"2026\-11\-22T20:20:49.948Z","role":"user","content":"hello"}
 .EE
 .PP
@@ -176,8 +176,8 @@ handoff
 end
 .EE
 .SH CAVEATS
-Numbers are what JSON readers make of them: an integer beyond 64 bits is refused where a record is used, since most
-programs would change it in silence.
+An integer beyond 64 bits is refused where a record is used, since most programs
+would change it in silence.
 A record nested deeper than 128 levels is refused there too.
 .PP
 A record whose
@@ -203,7 +203,7 @@ def _envelope(schema: Schema) -> str:
     pieces.append(".SH CONTROL RECORDS\nNo command writes them to a regular file or a terminal. They have no id.\n")
     for kind in _CONTROL:
         pieces.append(f".SS {kind}\n{prose(definitions[kind]['description'].removeprefix('control: '))}")
-        pieces.append(_fields(definitions[kind]))
+        pieces.append(_fields(definitions[kind], common=schema["properties"]))
     pieces += [".SH CONTENT PARTS\n.SS every part\n", _fields(definitions["part"])]
     for rule in definitions["part"]["allOf"]:
         test = rule["if"]["properties"]["type"]
@@ -214,14 +214,17 @@ def _envelope(schema: Schema) -> str:
     return "".join(pieces) + _TAIL
 
 
-def _fields(schema: Schema, also_required: tuple[str, ...] = ()) -> str:
+def _fields(schema: Schema, also_required: tuple[str, ...] = (), common: Schema | None = None) -> str:
+    """The fields of a schema; of `common`, those that it requires beyond its own."""
     required = (*schema.get("required", ()), *also_required)
+    members = schema.get("properties", {})
+    members = members | {name: (common or {})[name] for name in required if name not in members}
     entries = []
-    for name, member in schema.get("properties", {}).items():
+    for name, member in members.items():
         kind = _kind(member)
         text = member["description"] + (f" [{kind}]" if kind else "")
         entries.append(_entry(bold(name) + "*" * (name in required), text))
-    return "".join(entries).replace(".TP\n", f".TP {_INDENT}\n", 1)
+    return f".PD 0\n{''.join(entries).replace('.TP', f'.TP {_INDENT}', 1)}.PD\n" if entries else ""
 
 
 def _kind(member: Schema) -> str:
@@ -244,6 +247,8 @@ def _kind(member: Schema) -> str:
 
 def main() -> None:
     """Write every file."""
+    if not (ROOT / "man").is_dir():
+        raise SystemExit(f"{ROOT} is no checkout of mllm-pipe; the manual is made in one")
     for path, text in made().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text() != text:

@@ -44,7 +44,7 @@ class Fold:
         for span in self.spans.values():
             by_run.setdefault(span.get("parent_run_id", "-"), []).append(span)
         if wanted is not None:
-            for ident in wanted:
+            for ident in wanted & (self.failed | self.no):  # a run in which nothing could be sent is a run
                 by_run.setdefault(ident, [])
             by_run = {ident: spans for ident, spans in by_run.items() if ident in wanted}
         runs = [self._run(ident, sorted(spans, key=_started)) for ident, spans in by_run.items()]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from mllm_pipe.envelope import line_of
 from mllm_pipe.errors import Usage, WriteFailed
-from mllm_pipe.lines import parse, torn_record
+from mllm_pipe.lines import named_thread, parse, torn_record
 
 
 class Appender:
@@ -63,6 +63,11 @@ class Appender:
             os.ftruncate(self.descriptor, size)
             raise WriteFailed(f"{self.path}: {error.strerror}; nothing was added") from None
 
+    def close_tail(self, thread: str = "-") -> None:
+        """Close a tail that a killed writer left torn, under the lock: then it is known damage to all readers."""
+        if self._tail_closed(os.fstat(self.descriptor).st_size, thread):
+            self.append(b"", thread)
+
     def _lock(self) -> None:
         while True:
             if self.descriptor < 0:
@@ -100,7 +105,7 @@ class Appender:
         fragment = fragment[fragment.rfind(b"\n") + 1 :]
         if not parse(fragment)[1]:
             return b"\n"  # whole but for its newline
-        return b"\n" + line_of(torn_record(fragment, thread))
+        return b"\n" + line_of(torn_record(fragment, named_thread(fragment) or thread))
 
 
 def read_new(appender: Appender, offset: int, take: Callable[[bytes], None]) -> int:

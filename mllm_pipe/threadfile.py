@@ -27,6 +27,7 @@ class ThreadFile:
 
     def threads_locked(self, outcome: Outcome, pass_on: PassOn) -> dict[str, Thread]:
         """All threads of the file, by id. Its bad lines are told of and passed on."""
+        self.appender.close_tail()
         os.lseek(self.appender.descriptor, 0, os.SEEK_SET)
         if not os.fstat(self.appender.descriptor).st_size:
             return {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from mllm_pipe import cli, rubrics, verdict
 from mllm_pipe.agents import find
-from mllm_pipe.call import stop_when_reader_leaves
+from mllm_pipe.call import Io, stop_when_reader_leaves
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, WRITE_FAILED, Failure, Outcome, Usage
 from mllm_pipe.judging import by_model, verdict_record
@@ -40,7 +41,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
         raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
     if rubric and not spec:
         raise Usage("a rubric needs a judge: --by SPEC; checks do without")
-    checks = {rule: verdict.check(rule, _run) for rule in rules}
+    checks = {rule: verdict.check(rule, _runner(timeout)) for rule in rules}
     measure = rubrics.find(rubric) if rubric else None
     if measure and pass_at is not None:
         measure["pass_at"] = pass_at
@@ -119,11 +120,15 @@ def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
 
 
-def _run(command_line: str, answer: bytes) -> tuple[bool, str]:
-    """exec:CMD as a check: the answer on its stdin; status 0 passes. CallFailed if it cannot be run."""
-    command = load("command")
-    status, said = command.run_check(find(f"exec:{command_line}")[0], answer)
-    return status == 0, said or f"status {status}"
+def _runner(timeout: float) -> Callable[[str, bytes], tuple[bool, str]]:
+    """exec:CMD as a check: the answer on its stdin, status 0 passes. CallFailed if it cannot be run."""
+
+    def run(command_line: str, answer: bytes) -> tuple[bool, str]:
+        target = find(f"exec:{command_line}")[0]
+        status, said = load("command").run_check(target["argv"], answer, Io(timeout).left)
+        return status == 0, said or f"status {status}"
+
+    return run
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import ipaddress
 import os
 import re
 import socket
-import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -23,6 +23,8 @@ from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _faults
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpcore
     import httpx
 
@@ -170,22 +172,35 @@ _once = threading.Lock()
 _own = threading.local()
 
 
+class _Life:
+    """Ends with its thread."""
+
+
+def _close(clients: dict[Any, tuple[httpx.Client, Any]]) -> None:
+    for client, _ in clients.values():
+        client.close()
+
+
 def _client(scheme: str, host: str) -> tuple[httpx.Client, Any]:
     """This thread's client for a host (one for each proxy), and its transport, which takes the clock of the call."""
     import httpx
 
     with _once:
-        if not _shared:
-            _shared["tls"] = httpx.create_ssl_context()
-            _shared["transport"] = _transport_class()
-    clients = _own.__dict__.setdefault("clients", {})
+        if scheme not in _shared:  # reading the certificates takes 20 ms, and a local server needs none
+            _shared[scheme] = httpx.create_ssl_context() if scheme == "https" else None
+            _shared.setdefault("transport", _transport_class())
+    if not hasattr(_own, "clients"):
+        _own.clients, _own.life = {}, _Life()
+        weakref.finalize(_own.life, _close, _own.clients)  # when the thread ends, or the process
+    clients = _own.clients
     proxy = _proxy(scheme, host)
-    if proxy not in clients:
-        transport = _shared["transport"](_shared["tls"], proxy)
+    if (scheme, proxy) not in clients:
+        transport = _shared["transport"](_shared[scheme], proxy)
         headers = {"accept": "text/event-stream, application/json", "accept-encoding": "identity"}
-        clients[proxy] = httpx.Client(transport=transport, headers=headers, timeout=None, follow_redirects=False)
-    client = clients[proxy]
-    return client, client._transport
+        client = httpx.Client(transport=transport, headers=headers, timeout=None, follow_redirects=False)
+        clients[scheme, proxy] = client, transport
+    found: tuple[httpx.Client, Any] = clients[scheme, proxy]
+    return found
 
 
 def _transport_class() -> type:
@@ -264,7 +279,7 @@ def _transport_class() -> type:
     class Transport(httpx.BaseTransport):
         clock: _Clock
 
-        def __init__(self, tls: ssl.SSLContext, proxy: str | None) -> None:
+        def __init__(self, tls: ssl.SSLContext | None, proxy: str | None) -> None:
             backend = Backend(self)
             self.pool: httpcore.ConnectionPool
             if proxy is None:

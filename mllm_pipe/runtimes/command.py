@@ -8,7 +8,7 @@ from typing import Any
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child
-from mllm_pipe.thread import framed
+from mllm_pipe.thread import framed, transcript_text
 
 STREAMS = True
 
@@ -29,7 +29,7 @@ def request(request: dict[str, Any]) -> str:
     """What goes on stdin: the text of a single question as it is, else the whole view in one framed text."""
     turns = request["turns"]
     if not request["system"] and len(turns) == 1 and all(part["type"] == "text" for part in turns[0]["parts"]):
-        return "".join(part["text"] for part in turns[0]["parts"])
+        return transcript_text(turns[0]["parts"])
     return framed(request["system"], turns)
 
 
@@ -110,3 +110,14 @@ def _is_utf8(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def run_check(argv: list[str], answer: bytes, left: Any) -> tuple[int, str]:
+    """Runs a program as a judge's check: `answer` on its stdin; its status and the last line that it said.
+
+    CallFailed if it cannot be run, or does not end within left().
+    """
+    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS}
+    output = bytearray()
+    ended = _child.run(argv, stdin=answer, env=env, cwd=None, left=left, on_bytes=output.extend)
+    return ended.status, _child.last_line(ended.tail, []) or _child.last_line(bytes(output), [])

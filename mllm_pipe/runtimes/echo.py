@@ -16,10 +16,8 @@ from mllm_pipe.errors import CallFailed
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
     """The last user turn's text, or a value of request["schema"]. CallFailed("empty") if the turn has no text."""
     said = [text(turn) for turn in request["turns"]]
-    if request.get("schema"):
-        answer = orjson.dumps(instance(request["schema"])).decode()
-    else:
-        answer = said[-1]
+    schema = request.get("schema")
+    answer = orjson.dumps(instance(schema)).decode() if schema else said[-1]
     if not answer:
         raise CallFailed("empty", "the newest turn has no text to echo", billed="no")
     io.text(answer)

@@ -1,0 +1,91 @@
+"""Who is asked over HTTP: the base URL, the key, the model. Reads the environment, sends nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from mllm_pipe.errors import CallFailed, Usage
+
+
+def base_url(target: Mapping[str, Any], variable: str, default: str) -> str:
+    """target["base_url"], else the environment's, else the vendor's; without a slash at its end."""
+    return str(target.get("base_url") or os.environ.get(variable) or default).rstrip("/")
+
+
+def endpoint(url: str) -> str:
+    """host[:port] of a URL, in lower case, without user and password; "" if there is none."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2].lower()
+    except ValueError:
+        return ""
+
+
+def model(target: Mapping[str, Any]) -> str:
+    """The model asked for. Usage if none is named."""
+    name = target.get("model")
+    if not name:
+        runtime = target.get("runtime") or target.get("kind")
+        raise Usage(f"{runtime}: no model: say {runtime}/MODEL or -m MODEL")
+    return str(name)
+
+
+def key_variable(target: Mapping[str, Any], variables: Iterable[str]) -> str | None:
+    """The variable that holds the key: the one that the target names, else the first of the vendor's that is set."""
+    if target.get("key_env"):
+        return str(target["key_env"])
+    return next((name for name in variables if os.environ.get(name)), None)
+
+
+def key(target: Mapping[str, Any], variables: tuple[str, ...], required: bool) -> tuple[str, str]:
+    """(variable, key); ("", "") if none is set and none is required.
+
+    CallFailed("auth", billed="no") if one is wanted and not set, or cannot be sent; the key is never said.
+    """
+    variable = key_variable(target, variables)
+    value = os.environ.get(variable, "") if variable else ""
+    if not value:
+        if required or target.get("key_env"):
+            name = variable or " or ".join(variables)
+            raise CallFailed("auth", f"{name} is not set; it should hold the key", billed="no")
+        return "", ""
+    if not value.isascii() or not value.isprintable() or value != value.strip():
+        said = f"{variable} holds a line break, an outer blank or a character outside of ASCII; it is no key"
+        raise CallFailed("auth", said, billed="no")
+    return str(variable), value
+
+
+def lacking(target: Mapping[str, Any], variables: tuple[str, ...], required: bool) -> str:
+    """Why a target cannot be called for want of a key, or ""."""
+    try:
+        key(target, variables, required)
+    except CallFailed as failure:
+        return str(failure)
+    return ""
+
+
+def headers_of(target: Mapping[str, Any], headers: Mapping[str, str], value: str) -> tuple[dict[str, str], list[str]]:
+    """(headers, secrets): ours, over them the target's own, names in lower case; what of them must never be shown."""
+    mine = {str(name).lower(): str(text) for name, text in (target.get("headers") or {}).items()}
+    return {**headers, **mine}, [secret for secret in (value, *mine.values()) if len(secret) >= 8 or secret == value]
+
+
+def masked(headers: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]:
+    """The headers as they may be shown: without any secret."""
+    shown = {}
+    for name, value in headers.items():
+        for secret in secrets:
+            value = value.replace(secret, "***") if secret else value
+        shown[name] = value
+    return shown
+
+
+def options(body: dict[str, Any], *sources: Any) -> dict[str, Any]:
+    """The body with the user's own fields of it (`options`): objects are merged one level deep, the rest replaced."""
+    for source in sources:
+        for name, value in (source or {}).items():
+            old = body.get(name)
+            body = body | {name: old | value if isinstance(old, dict) and isinstance(value, dict) else value}
+    return body

@@ -1,0 +1,80 @@
+"""What the agent programs (claude, codex) have in common: ids, keys, and whether it is them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import _child, _turns
+
+Turn = dict[str, Any]
+Loss = dict[str, Any]
+
+# The time of every line of a session file: the program wants one, and ours would make the same thread other bytes.
+FIXED_TIME = "2026-01-01T00:00:00.000Z"
+
+
+def uuid_of(*values: Any) -> str:
+    """An id in the form of a UUID that depends on the values (JSON) alone."""
+    digest = hashlib.sha256(orjson.dumps(values)).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"
+
+
+def distinct(turns: Sequence[Turn]) -> tuple[list[Turn], list[Loss]]:
+    """The turns with no two tool calls of one id, which vendors refuse and local models make (call_1 in each turn).
+
+    A repeated id gets a number; the results up to the next answer follow it. The turns given are not changed.
+    """
+    losses: list[Loss] = []
+    out: list[Turn] = []
+    seen: dict[str, int] = {}
+    now: dict[str, str] = {}
+    for turn in turns:
+        if turn["role"] == "assistant":
+            now = {}
+        parts = []
+        for part in turn["parts"]:
+            if part["type"] == "tool_call":
+                seen[part["id"]] = number = seen.get(part["id"], 0) + 1
+                if number > 1:
+                    now[part["id"]] = f"{part['id']}-{number}"
+                    part = {**part, "id": now[part["id"]]}
+                    _turns.loss(losses, turn, "id of tool_call", "renamed", f"{part['id']}: an earlier call has it")
+            elif part["type"] == "tool_result" and part["call_id"] in now:
+                part = {**part, "call_id": now[part["call_id"]]}
+            parts.append(part)
+        out.append({**turn, "parts": parts})
+    return out, losses
+
+
+def key_for(target: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str] | None:
+    """The name and value of the key to use: target["key_env"] alone if it is given, else the first of `names` set.
+
+    None if there is none. CallFailed("auth") if key_env names a variable that is not set.
+    """
+    named = target.get("key_env")
+    for name in [named] if named else names:
+        if os.environ.get(name):
+            return name, os.environ[name]
+    if named:
+        raise CallFailed("auth", f"the environment has no {named}, which is to hold the key; export it", billed="no")
+    return None
+
+
+def wrong_program(name: str, says: str) -> str:
+    """ "" if the program `name` is on PATH and its --version says `says`, else why not. Sends nothing."""
+    heard = bytearray()
+    try:
+        with _child.scratch() as home:  # some make files at any start
+            env = _child.allowed_env() | {"HOME": home}
+            _child.run([name, "--version"], stdin=b"", env=env, cwd=home, left=lambda: 10.0, on_bytes=heard.extend)
+    except CallFailed as failed:
+        return str(failed)
+    if says in heard.decode("utf-8", "replace"):
+        return ""
+    return f"{_child.find(name)} is another program of that name: its --version does not say {says!r}"

@@ -1,0 +1,158 @@
+"""What the readers of all APIs share: when an answer is one, what it used, and the call around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import _faults, _http, _sse
+from mllm_pipe.runtimes._endpoint import endpoint
+from mllm_pipe.runtimes._turns import digest_id
+
+Json = dict[str, Any]
+
+
+def nobody(_: str) -> None:
+    """Hears the text of an answer that nobody looks on at."""
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens, or None: some servers send null, floats, or less than nothing."""
+    return value if type(value) is int and value >= 0 else None
+
+
+def used(**counts: int | None) -> Json | None:
+    """The usage of a result: what is known of it, None if nothing is."""
+    return {name: value for name, value in counts.items() if value is not None} or None
+
+
+def made_id(response_id: Any, number: int) -> str:
+    """An id for a call that came without one: the same for the same answer, whoever reads it."""
+    return "c_" + digest_id(f"{response_id}/{number}")
+
+
+def arguments(text: str) -> Json:
+    """{"arguments": object} of a call's argument text, with `arguments_raw` if that is no JSON object; "" is {}."""
+    if not text.strip():
+        return {"arguments": {}}
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        value = None
+    return {"arguments": value} if isinstance(value, dict) else {"arguments": {}, "arguments_raw": text}
+
+
+def read(
+    values: Iterable[Any],
+    fold: Callable[[Json, Json], bool],
+    close: Callable[[Json], Json],
+    finishes: dict[str, str],
+    *,
+    names: dict[str, str] | None = None,
+    schema: Any = None,
+) -> Json:
+    """The result that an answer's JSON values make.
+
+    fold(state, value) takes in a value, and is True for the last one. close(state) gives {"parts", "raw_finish",
+    "model", "usage", "response_id"} of what has come, and `finish` where the API has no word for it.
+    `finishes`: the API's words for the finish reasons. An answer is whole if it has a finish reason, whatever the
+    connection did after it. CallFailed with the result so far: "cut" (no finish reason), "malformed" (an unknown
+    one), "empty", or what an error among the values says.
+    """
+    state: Json = {}
+    failure: CallFailed | None = None
+    try:
+        for value in values:
+            if not isinstance(value, dict):
+                raise CallFailed("malformed", "the answer is no JSON object")
+            if _faults.is_error(value):
+                raise _faults.of_event(value, begun=bool(_trusting(close, state)["parts"]))
+            if _trusting(fold, state, value):
+                break
+    except CallFailed as failed:
+        failure = failed
+    closed = _trusting(close, state)
+    raw_finish = closed["raw_finish"]
+    finish = closed.get("finish") or finishes.get(raw_finish or "", "error")
+    result = {
+        "parts": [_named(part, names or {}) for part in closed["parts"]],
+        "finish": finish,
+        "model": closed["model"],
+        "provider": None,
+        "usage": closed["usage"],
+        "cost_usd": closed.get("cost_usd"),
+        "cost_source": "provider" if closed.get("cost_usd") is not None else None,
+        "origin": {"response_id": closed["response_id"], "raw_finish": raw_finish},
+        "losses": [],
+    }
+    if raw_finish is None:
+        failure = failure or CallFailed("cut", "the answer ended without a finish reason")
+    elif finish == "error":
+        failure = CallFailed("malformed", f"the answer ended with {_faults.tidy(repr(raw_finish))}", billed="yes")
+    elif finish in ("stop", "tool") and not any(map(_says_something, result["parts"])):
+        failure = CallFailed("empty", "the answer is empty", billed="yes")
+    else:
+        failure = None
+    if failure:
+        partial = {"finish": "error"}
+        failure.result = result | partial if result["parts"] or result["usage"] else None
+        raise failure
+    if schema is not None and finish == "stop":
+        result["parts"] += _structured(result["parts"])
+    return result
+
+
+def _trusting(step: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a reader, which takes the vendor's JSON at its word; what is shaped otherwise is malformed."""
+    try:
+        return step(*arguments)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise CallFailed("malformed", "the answer has an unknown shape") from None
+
+
+def _says_something(part: Json) -> bool:
+    return part["type"] != "reasoning" and (part["type"] not in ("text", "refusal") or bool(part["text"].strip()))
+
+
+def _named(part: Json, names: dict[str, str]) -> Json:
+    return part | {"name": names.get(part["name"], part["name"])} if part["type"] == "tool_call" else part
+
+
+def _structured(parts: list[Json]) -> list[Json]:
+    """The structured output: the answer's text, parsed, as a data part; whether it holds is for who asked to say."""
+    try:
+        value = orjson.loads("".join(part["text"] for part in parts if part["type"] == "text"))
+    except orjson.JSONDecodeError:
+        return []
+    return [{"type": "data", "value": value}]
+
+
+def exchange(
+    api: str,
+    target: Json,
+    address: tuple[str, dict[str, str], list[str]],
+    rendered: tuple[Json, list[Json], str],
+    reader: Callable[[Iterable[Any]], Json],
+    io: _http.Io,
+    provider: str,
+) -> Json:
+    """Sends a rendered request (body, losses, prefix) to an address (url, headers, secrets), and reads the answer."""
+    url, headers, secrets = address
+    body, losses, prefix = rendered
+
+    def sealed(result: Json) -> Json:
+        origin = {"api": api, "endpoint": endpoint(url), "model": target.get("model"), "prefix": prefix}
+        return result | {"provider": provider, "origin": origin | result["origin"], "losses": losses}
+
+    limits = {name: float(target[name]) for name in ("first_byte_s", "idle_s") if target.get(name)}
+    try:
+        chunks = _http.post(url, headers, orjson.dumps(body), io, secrets=secrets, **limits)
+        return sealed(reader(_sse.values(chunks)))
+    except CallFailed as failure:
+        failure.args = (_faults.tidy(str(failure), secrets),)
+        if failure.result:
+            failure.result = sealed(failure.result)
+        raise

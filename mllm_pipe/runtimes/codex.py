@@ -1,0 +1,381 @@
+"""Codex (`codex exec`), headless and stateless. Seen with 0.169.0.
+
+The history is a rollout file of our own that `fork --ephemeral` reads, the newest text stands on stdin, where nothing
+is expanded or trimmed (seen: /help, @file, $skill, -x, blanks). Each text part is an item of its own, in the history as
+on stdin, so that a turn reads the same when it is the newest and when it is not.
+
+With a key the program's home is a directory of the call's own; it must not be under the temp directory, or codex
+complains. With a login it is the user's, where the rollout lies until the call is over. The program has no text deltas
+and tells neither model nor cost.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import orjson
+
+from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import _child, _faults, _turns
+from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, wrong_program
+
+STREAMS = True
+
+KEYS = ("OPENAI_API_KEY", "CODEX_API_KEY")
+LONGEST_PROMPT = 1 << 20  # characters; codex refuses more on stdin, but takes it in a rollout
+NOT_OURS = ("CODEX_SANDBOX", "CODEX_THREAD", "CODEX_API_KEY")
+# Codex has no call without instructions, and its own are 17 KB about the tools that are off here.
+NO_SYSTEM = "You are a helpful assistant."
+NO_TEXT = "Continue."  # what stands for the text of a turn that has none; an empty stdin is refused
+
+SETTINGS = (
+    "analytics.enabled=false", 'sandbox_mode="read-only"', 'approval_policy="never"', 'web_search="disabled"',
+    'shell_environment_policy.inherit="core"', "features.shell_tool=false", "features.unified_exec=false",
+    "include_environment_context=false", "include_permissions_instructions=false",
+    "skills.include_instructions=false", "skills.bundled.enabled=false", "project_doc_max_bytes=0",
+    "agents.enabled=false",
+)  # fmt: skip
+FEATURES_OFF = (
+    "plugins", "unbounded_connection_retries", "goals", "view_image", "skill_search", "apps", "tool_suggest",
+)  # fmt: skip
+
+
+# -- to the program ---------------------------------------------------------------------------------------------------
+
+
+def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """The request as {"items": Responses API items of the history, "stdin": str, "losses": [...]}. Pure.
+
+    CallFailed("too_large") if the newest text is longer than codex takes.
+    """
+    rule = _turns.rules("codex", _base_url(target, None), ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}",
+                        result_files=False, user_first=False)  # fmt: skip
+    turns, renamed = distinct(_turns.embedded(request["turns"]))
+    turns, bent = _turns.settle(turns, rule)
+    turns = [_text_last(turn, bent) if turn["role"] == "user" else turn for turn in turns]
+    items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
+    newest = items[-1]["content"][0]["text"]
+    if len(newest) > LONGEST_PROMPT:
+        said = f"codex: the newest text has {len(newest)} characters, and codex takes {LONGEST_PROMPT}; attach it as a file"
+        raise CallFailed("too_large", said, billed="no")
+    return {"items": items[:-1], "stdin": newest, "losses": [*renamed, *bent, *dropped]}
+
+
+def _text_last(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:
+    """A user turn with a text as its last part, as stdin can be nothing else; so in the history too."""
+    parts = turn["parts"]
+    texts = [part for part in parts if part["type"] == "text"]
+    if not texts:
+        _turns.loss(losses, turn, "text", "synthesised", f"there must be one, and it has none: {NO_TEXT}")
+    elif parts[-1] is not texts[-1]:
+        _turns.loss(losses, turn, "file", "moved", "before the last text of its turn")
+    last = texts[-1] if texts else {"type": "text", "text": NO_TEXT}
+    return {**turn, "parts": [*(part for part in parts if part is not last), last]}
+
+
+def _items(turn: dict[str, Any], _keep: bool) -> list[dict[str, Any]]:
+    """A settled turn as input items of the Responses API. Its reasoning comes without what would make it valid there."""
+    role = "developer" if turn["role"] == "system" else turn["role"]
+    return [_item(part, role) for part in turn["parts"] if part["type"] != "reasoning"]
+
+
+def _item(part: dict[str, Any], role: str) -> dict[str, Any]:
+    """A part as an input item; a file that codex has no item for is a CallFailed."""
+    if part["type"] == "tool_call":
+        given = part.get("arguments_raw")
+        given = orjson.dumps(part["arguments"]).decode() if given is None else given
+        return {"type": "function_call", "name": part["name"], "arguments": given, "call_id": part["id"]}
+    if part["type"] == "tool_result":
+        return {"type": "function_call_output", "call_id": part["call_id"], "output": part["content"]}
+    content = {"type": "output_text" if role == "assistant" else "input_text", "text": part.get("text")}
+    if part["type"] == "file":
+        content["text"] = _turns.as_text(part)
+        if content["text"] is None:
+            if "data" not in part or part["media_type"] not in _turns.IMAGES:
+                raise _turns.not_taken(part, "codex")
+            content = {"type": "input_image", "image_url": f"data:{part['media_type']};base64,{part['data']}"}
+    return {"type": "message", "role": role, "content": [content]}
+
+
+def rollout(items: Sequence[dict[str, Any]], ident: str) -> bytes:
+    """The session file of a history. The ids of its items are digests of all that stands before them."""
+    meta = {"id": ident, "timestamp": FIXED_TIME, "cwd": "/", "originator": "codex_exec", "cli_version": "0.169.0",
+            "source": "exec"}  # fmt: skip
+    lines: list[tuple[str, dict[str, Any]]] = [("session_meta", meta)]
+    before = ""
+    for item in items:
+        before = uuid_of(before, item)
+        prefix = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}[item["type"]]
+        lines.append(("response_item", {**item, "id": f"{prefix}_{before}"}))
+    # Without an end codex inserts a turn that says it was aborted.
+    lines.append(("event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
+    return b"".join(
+        orjson.dumps({"timestamp": FIXED_TIME, "type": kind, "payload": payload}, option=orjson.OPT_APPEND_NEWLINE)
+        for kind, payload in lines
+    )
+
+
+def session_id(request: dict[str, Any], number: int = 0) -> str:
+    """The id of the rollout: it becomes the prompt_cache_key, so all turns of a thread share it."""
+    return uuid_of(request["system"], request["turns"][0]["parts"], number)
+
+
+def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, system: str, schema: str) -> list[str]:
+    """The command line. fork: the id of the rollout, or "". system, schema: files, schema may be ""."""
+    settings = [*SETTINGS, f"model_instructions_file={_toml(system)}"]
+    if url := _base_url(target, key):
+        # The built-in provider has its own retries, ignores OPENAI_BASE_URL and tries WebSockets first.
+        provider = f'name="mllm",base_url={_toml(url)},wire_api="responses"'
+        provider += ',env_key="OPENAI_API_KEY"' if key else ""
+        # A cut stream would be asked for again, and paid twice.
+        settings += ['model_provider="mllm"',
+                     f"model_providers.mllm={{{provider},request_max_retries=1,stream_max_retries=0}}"]  # fmt: skip
+    return [
+        "codex", "exec", *(["fork", fork] if fork else []), "--json", "--ephemeral", "--skip-git-repo-check",
+        "--ignore-user-config", "--ignore-rules",
+        *([f"--model={target['model']}"] if target.get("model") else []),
+        *([f"--output-schema={schema}"] if schema else []),
+        *(word for setting in settings for word in ("-c", setting)),
+        *(word for feature in FEATURES_OFF for word in ("--disable", feature)),
+        "-",
+    ]  # fmt: skip
+
+
+def environment(key: tuple[str, str] | None, home: str) -> dict[str, str]:
+    """The child's variables. home: the directory of its state, "" for the user's own, which holds the login."""
+    extra = {"CODEX_HOME": home} if home else {}
+    if key:
+        extra["OPENAI_API_KEY"] = key[1]
+    env = _child.allowed_env(("OPENAI_", "CODEX_"))
+    return {name: value for name, value in env.items() if not name.startswith(NOT_OURS)} | extra
+
+
+def _base_url(target: dict[str, Any], key: tuple[str, str] | None) -> str:
+    given = target.get("base_url") or os.environ.get("OPENAI_BASE_URL") or ""
+    return given or ("https://api.openai.com/v1" if key else "")
+
+
+def _toml(text: str) -> str:
+    """A TOML string; JSON's escapes are among TOML's."""
+    return orjson.dumps(text).decode()
+
+
+# -- from the program -------------------------------------------------------------------------------------------------
+
+
+def reply(
+    events: Sequence[dict[str, Any]],
+    model: str | None = None,
+    losses: Sequence[dict[str, str]] = (),
+    secrets: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The result that the events of a run say (see mllm_pipe.runtimes), `turn.completed` or `turn.failed` last. Pure.
+
+    model: the one asked for. An `error` event alone is no end. CallFailed tells no secret.
+    """
+    result = partial(events, model, losses)
+    if events[-1]["type"] == "turn.completed":
+        if any(part["type"] == "text" and part["text"].strip() for part in result["parts"]):
+            return {**result, "finish": "stop"}
+        raise CallFailed("empty", "codex: it ended without an answer", billed="yes", result=_worth(result))
+    text = str((events[-1].get("error") or {}).get("message") or "no reason given")
+    for reason, finish in (("max_output_tokens", "length"), ("content_filter", "filter")):
+        if f"reason: {reason}" in text and result["parts"]:
+            return {**result, "finish": finish}
+    raise _failure(text, _worth(result), secrets)
+
+
+def partial(
+    events: Sequence[dict[str, Any]], model: str | None = None, losses: Sequence[dict[str, str]] = ()
+) -> dict[str, Any]:
+    """What had come by the last of the events, as a result with finish "error"."""
+    parts: list[dict[str, Any]] = []
+    for event in events:
+        item = event.get("item") or {}
+        if item.get("type") == "agent_message" and item.get("text"):
+            said = any(part["type"] == "text" for part in parts)
+            parts.append({"type": "text", "text": ("\n\n" if said else "") + item["text"]})
+        elif item.get("type") == "reasoning" and item.get("text"):
+            parts.append({"type": "reasoning", "text": item["text"]})
+    used = events[-1].get("usage") if events else None
+    usage = {ours: used[theirs] for ours, theirs in _USAGE.items() if theirs in used} if used else None
+    return {"parts": parts, "finish": "error", "model": model, "provider": "openai", "usage": usage, "cost_usd": None,
+            "cost_source": None, "origin": {"api": "codex", "model": model}, "losses": list(losses)}  # fmt: skip
+
+
+_USAGE = {"input_tokens": "input_tokens", "cache_read_tokens": "cached_input_tokens",
+          "cache_write_tokens": "cache_write_input_tokens", "output_tokens": "output_tokens",
+          "reasoning_tokens": "reasoning_output_tokens"}  # fmt: skip
+
+# What the prose of a failure says, first match wins: code, billed.
+_PROSE = (
+    (r"stream disconnected|idle timeout", "cut", "unknown"),
+    (r"timed? ?out", "timeout", "unknown"),
+    (r"usage limit|rate limit", "rate_limit", "no"),
+    (r"[Qq]uota|billing", "billing", "no"),
+    (r"high demand|overloaded|at capacity", "overloaded", "no"),  # 500 and 503
+    (r"Connection failed|error sending request|waiting for network", "network", "no"),
+    (r"context window|maximum length|too long", "too_large", "no"),
+    (r"[Mm]issing environment variable|[Nn]ot logged in|log in again|sign in", "auth", "no"),
+    (r"model.{0,80}(not exist|not found|not supported)", "bad_model", "no"),
+)
+
+
+def _failure(text: str, result: dict[str, Any] | None, secrets: Sequence[str]) -> CallFailed:
+    """The program's prose as a failure: it has a status in it, is the body of a 400, or is known by its words."""
+    status = re.search(r"(?:unexpected|last) status:? (\d{3})", text)
+    body = text.encode() if text.startswith("{") else orjson.dumps({"error": {"message": text}})
+    if status or text.startswith("{"):
+        fault = _faults.of_reply(int(status[1]) if status else 400, {}, body, secrets)
+        code, billed, said = fault.code, "unknown" if result else fault.billed, _faults.message(orjson.loads(body))
+        number = fault.http_status
+    else:
+        known = (row for row in _PROSE if re.search(row[0], text))
+        _, code, billed = next(known, ("", "exit", "unknown"))
+        said, number = text, None
+    hint = "; check OPENAI_API_KEY, or log in with: codex login" if code == "auth" else ""
+    message = f"codex: {_faults.tidy(said, secrets)}{hint}"
+    return CallFailed(code, message, billed=billed, http_status=number, result=result)
+
+
+def _worth(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The partial result, if it says anything."""
+    return result if result["parts"] or result["usage"] else None
+
+
+# -- the call ---------------------------------------------------------------------------------------------------------
+
+
+def usable(target: dict[str, Any]) -> str:
+    """ "" when codex is here and has a key or a login, else why it cannot be called."""
+    try:
+        key = key_for(target, KEYS)
+    except CallFailed as failed:
+        return str(failed)
+    if not _base_url(target, key) and not os.path.exists(os.path.join(_home(), "auth.json")):
+        return "no key (export OPENAI_API_KEY) and no login (run: codex login)"
+    return wrong_program("codex", "codex-cli")
+
+
+def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """What `call` would run: argv, the variables of the vendor (keys masked), the rollout and stdin as text."""
+    made, key = session(target, request), key_for(target, KEYS)
+    ident = session_id(request) if made["items"] else ""
+    env = environment(key, "DIRECTORY/home" if _base_url(target, key) else "")
+    return {
+        "argv": arguments(target, key, ident, "DIRECTORY/system", "DIRECTORY/schema" if request["schema"] else ""),
+        "env": {n: "***" if n.endswith("_KEY") else v for n, v in env.items() if n.startswith(("OPENAI_", "CODEX_"))},
+        "files": {"system": request["system"] or NO_SYSTEM, "schema": request["schema"],
+                  "rollout": rollout(made["items"], ident).decode() if ident else ""},
+        "stdin": made["stdin"],
+    }  # fmt: skip
+
+
+def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
+    """Runs codex in an empty directory of its own; see mllm_pipe.runtimes."""
+    made, key, model = session(target, request), key_for(target, KEYS), target.get("model")
+    events: list[dict[str, Any]] = []
+    said = False
+
+    def on_line(line: bytes) -> None:
+        nonlocal said
+        event = _event(line)
+        if event is None:
+            return
+        events.append(event)
+        if event.get("item", {}).get("type") == "agent_message" and event["item"].get("text"):
+            io.text(("\n\n" if said else "") + event["item"]["text"])
+            said = True
+
+    private = bool(_base_url(target, key))
+    with _child.scratch(_cache() if private else None) as directory:
+        cwd, home, system, schema = (os.path.join(directory, name) for name in ("cwd", "home", "system", "schema"))
+        os.mkdir(cwd)
+        os.mkdir(home)
+        _write(system, (request["system"] or NO_SYSTEM).encode())
+        if request["schema"]:
+            _write(schema, orjson.dumps(request["schema"]))
+        env = environment(key, home if private else "")
+        secrets = [value for name, value in env.items() if name.endswith("_KEY") and value]
+        with _stored(request, made["items"], home if private else _home()) as ident:
+            argv = arguments(target, key, ident, system, schema if request["schema"] else "")
+            try:
+                ended = _child.run(argv, stdin=made["stdin"].encode(), env=env, cwd=cwd, left=io.left,
+                                   on_bytes=_child.by_line(on_line))  # fmt: skip
+            except CallFailed as failed:
+                if _over(events):  # it had said all, and would not end
+                    return reply(events, model, made["losses"], secrets)
+                failed.result = failed.result or _worth(partial(events, model, made["losses"]))
+                raise
+    if _over(events):
+        return reply(events, model, made["losses"], secrets)
+    text = _child.last_line(ended.tail, secrets) or f"exit status {ended.status} without a result"
+    raise _failure(text, _worth(partial(events, model, made["losses"])), secrets)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line, if it is one that says something here. `error` items are mere warnings."""
+    try:
+        event = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    wanted = isinstance(event, dict) and event.get("type") in ("item.completed", "turn.completed", "turn.failed")
+    return event if wanted else None
+
+
+def _over(events: Sequence[dict[str, Any]]) -> bool:
+    return bool(events) and events[-1]["type"] in ("turn.completed", "turn.failed")
+
+
+@contextmanager
+def _stored(request: dict[str, Any], items: Sequence[dict[str, Any]], home: str) -> Iterator[str]:
+    """The rollout of a history under a home, until the end of the block; its id, "" when there is no history."""
+    if not items:
+        yield ""
+        return
+    folder = os.path.join(home, "sessions", "2026", "01", "01")
+    missing = [path for path in _ancestors(folder, home) if not os.path.exists(path)]
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    number, path = 0, ""
+    while not path:  # the same thread may be asked twice at once, in the user's home
+        ident = session_id(request, number)
+        candidate = os.path.join(folder, f"rollout-2026-01-01T00-00-00-{ident}.jsonl")
+        with suppress(FileExistsError):
+            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL, 0o600))
+            path = candidate
+        number += 1
+    try:
+        with _child.forgotten(path):
+            _write(path, rollout(items, ident))
+            yield ident
+    finally:
+        for created in missing:
+            with suppress(OSError):  # others have put theirs there
+                os.rmdir(created)
+
+
+def _ancestors(path: str, above: str) -> Iterator[str]:
+    """The path and its parents below `above`, deepest first."""
+    while path != above:
+        yield path
+        path = os.path.dirname(path)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def _home() -> str:
+    """The user's own home of codex, where a login is."""
+    return os.environ.get("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex")
+
+
+def _cache() -> str:
+    """A place for private homes that is not the temp directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "mllm-pipe")

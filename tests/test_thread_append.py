@@ -1,0 +1,230 @@
+"""thread-append: a line of shell and its whole output."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from conftest import environment, masked
+
+ONE = '{"v":1,"type":"message","thread":"t","id":"m1","role":"user","content":"hi"}\n'
+HANDOFF = '{"v":1,"type":"handoff","thread":"t","status":"ok","parent_run_id":"r","at":"2026-01-01T00:00:00.000Z"}\n'
+
+
+def stored(work: Path, name: str = "t") -> list[dict]:
+    return [orjson.loads(line) for line in (work / name).read_bytes().splitlines()]
+
+
+def test_new_starts_a_thread_and_reads_no_stdin(sh):
+    ran = sh("yes | thread-append --new plan it | cat")
+    assert (ran.status, ran.err) == (0, "")
+    assert masked(ran.out) == (
+        '{"v":1,"type":"begin","at":"TIME"}\n'
+        '{"v":1,"type":"message","thread":"ID","id":"ID","at":"TIME","role":"user","content":"plan\\nit"}\n'
+        '{"v":1,"type":"handoff","thread":"ID","status":"ok","parent_run_id":"ID","at":"TIME"}\n'
+        '{"v":1,"type":"end","threads":1}\n'
+    )
+
+
+def test_control_records_go_to_pipes_only(sh, work):
+    sh("thread-append --new hi > out; thread-append --new hi | tee saved >/dev/null")
+    assert [record["type"] for record in stored(work, "out")] == ["message"]
+    assert [record["type"] for record in stored(work, "saved")] == ["begin", "message", "handoff", "end"]
+    sh("thread-append t < saved >/dev/null; thread-append - < saved > copy")
+    assert [record["type"] for record in stored(work)] == ["message"]
+    assert [record["type"] for record in stored(work, "copy")] == ["message"]
+
+
+def test_a_file_is_extended_and_emitted_whole(sh, work):
+    assert sh("thread-append t one").records[1]["content"] == "one"
+    ran = sh("thread-append t two | cat")
+    assert ran.kinds() == "begin user user ok end"
+    assert [record["content"] for record in stored(work)] == ["one", "two"]
+    assert stored(work)[1]["reply_to"] == stored(work)[0]["id"]
+
+
+def test_a_new_file_is_private_also_under_an_open_umask(sh, work):
+    sh("umask 000; thread-append t x >/dev/null")
+    assert (work / "t").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_with_several_threads_wants_one_named(sh, work):
+    sh("thread-append t --thread a x; thread-append t --thread b y")
+    assert sh("thread-append t z") == (2, "", "thread-append: t has 2 threads; name one with --thread (a, b)\n")
+    assert sh("thread-append t --thread b z | cat").kinds() == "begin user user ok end"
+    assert [record["thread"] for record in stored(work)] == ["a", "b", "b"]
+
+
+def test_text_is_read_from_a_file_or_stdin_when_asked(sh, work):
+    (work / "q").write_text("what\nnow?")
+    assert sh("thread-append --new @q").records[1]["content"] == "what\nnow?"
+    assert sh("printf 'from stdin' | thread-append --new Say: @-").records[1]["content"] == "Say:\nfrom stdin"
+    assert sh("thread-append --new @nowhere") == (66, "", "thread-append: nowhere: No such file or directory\n")
+    assert sh("printf '\\377' | thread-append --new @-") == (65, "", "thread-append: - is no UTF-8 text; attach it with -a\n")
+
+
+def test_system_role_thread_and_messages(sh, work):
+    sh("thread-append t --thread mine --system 'be brief' --role user hi >/dev/null")
+    assert [(record["thread"], record["role"], record["content"]) for record in stored(work)] == [
+        ("mine", "system", "be brief"), ("mine", "user", "hi")]  # fmt: skip
+    sh("thread-append t --role assistant hello | dispatch --to echo more | thread-append t --messages >/dev/null")
+    assert [record["role"] for record in stored(work)] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_at_forks_where_it_says(sh, work):
+    sh("for x in one two; do thread-append t $x >/dev/null; done")
+    first = stored(work)[0]["id"]
+    sh(f"thread-append t --at {first} other >/dev/null")
+    assert stored(work)[2]["reply_to"] == first
+    assert sh("dispatch --to echo < t").err.startswith("dispatch: thread ")
+    assert sh("dispatch --to replay:/dev/null --dry-run < t").status == 0
+    ran = sh("thread-append t --at nobody x")
+    assert (ran.status, ran.out) == (66, "")
+    assert ran.err.endswith("has no message nobody to reply to\n")
+
+
+def test_an_attachment_is_embedded_with_its_type(sh, work):
+    (work / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
+    (work / "notes.md").write_text("hello")
+    content = sh("thread-append --new look -a a.png -a notes.md").records[1]["content"]
+    assert content[0] == {"type": "text", "text": "look"}
+    assert (content[1]["media_type"], content[1]["name"]) == ("image/png", "a.png")
+    assert base64.b64decode(content[1]["data"]) == b"\x89PNG\r\n\x1a\n rest"
+    assert content[2]["media_type"] == "text/markdown"
+
+
+def test_bare_messages_are_completed(sh, work):
+    bare = """printf '{"role":"user","content":"a"}\\n{"role":"assistant","content":"b","meta":{"k":1}}\\n'"""
+    first, second = sh(f"{bare} | thread-append - > out; cat out").records
+    assert (first["content"], second["content"], second["meta"]) == ("a", "b", {"k": 1})
+    assert first["thread"] == second["thread"] and second["reply_to"] == first["id"]
+    assert sh(f"{bare} | thread-append - --thread mine > out; cat out").records[0]["thread"] == "mine"
+    assert sh(f"{bare} | dispatch --to echo").status == 65
+
+
+def test_a_bare_message_for_a_file_goes_on_with_its_whole_thread(sh, work):
+    sh("thread-append t first | dispatch --to echo | thread-append t >/dev/null")
+    ran = sh("""printf '{"role":"user","content":"second"}\\n' | thread-append t | dispatch --to echo | cat""")
+    assert ran.kinds() == "begin user assistant span user assistant span ok end"
+    assert stored(work)[-1]["reply_to"] == stored(work)[1]["id"]
+
+
+def test_what_the_file_has_is_not_stored_twice(sh, work):
+    (work / "t").write_text(ONE)
+    sh("dispatch --to echo < t > answered; for i in 1 2 3; do thread-append t < answered >/dev/null; done")
+    assert [record["type"] for record in stored(work)] == ["message", "message", "span"]
+
+
+def test_an_id_with_other_bytes_is_reported_and_not_stored(sh, work):
+    (work / "t").write_text(ONE)
+    ran = sh("""sed 's/"hi"/"ho"/' t | thread-append t""")
+    assert ran.status == 65
+    assert ran.err == "thread-append: t: thread t: record m1 is there and differs; not stored\n"
+    assert (work / "t").read_text() == ONE
+
+
+def test_a_failed_thread_is_stored_too_and_the_failure_goes_on(sh, work):
+    ran = sh("thread-append t q | dispatch --to exec:false 2>/dev/null | thread-append t | trace >/dev/null; echo ${PIPESTATUS[@]}")
+    assert ran.out == "0 3 3 3\n"
+    assert [record["type"] for record in stored(work)] == ["message", "span", "error"]
+
+
+def test_another_command_of_the_same_pipe_may_read_the_file(sh, work):
+    sh("for i in 1 2 3; do thread-append t --thread $i q$i >/dev/null; done")
+    assert sh("dispatch --to echo --grouped < t | thread-append t >/dev/null").status == 0
+    assert sh("cat t | dispatch --to echo --skip-answered | thread-append t >/dev/null").status == 0
+    assert len(stored(work)) == 9
+
+
+def test_a_torn_tail_is_closed_and_named(sh, work):
+    torn = '{"v":1,"type":"mess'
+    (work / "t").write_text(ONE + torn)
+    ran = sh("thread-append t more | thread-append copy | trace; echo ${PIPESTATUS[@]}")
+    known = "line 2: torn by a write that was killed; known, nothing else is lost"
+    assert ran == (0, "0 0 0\n", f"thread-append: t: {known}\n")
+    lines = (work / "t").read_text().splitlines()
+    assert lines[1] == torn
+    note = orjson.loads(lines[2])
+    assert (note["type"], note["code"], note["length"]) == ("error", "torn", len(torn))
+    assert orjson.loads(lines[3])["content"] == "more"
+
+
+def test_a_last_line_that_only_lacks_its_newline_is_whole(sh, work):
+    (work / "t").write_text(ONE.rstrip())
+    assert sh("thread-append t more >/dev/null") == (0, "", "")
+    assert [record["content"] for record in stored(work)] == ["hi", "more"]
+
+
+def test_sync_is_taken(sh, work):
+    assert sh("strace -f -e trace=fdatasync,fsync -o calls true 2>/dev/null; thread-append t --sync x >/dev/null").status == 0
+    assert len(stored(work)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "err"),
+    [
+        ("thread-append", 2, "no FILE; say FILE, - for the thread on stdin, or --new"),
+        ("thread-append --new", 2, "--new: no TEXT; an empty message is never sent"),
+        ("thread-append --new ''", 2, "TEXT is empty; an empty message is never sent"),
+        ("thread-append t", 2, "nothing to append: say a TEXT, or pipe records in: ... | thread-append t"),
+        ("thread-append -", 2, "no thread on stdin; to start one: thread-append --new TEXT"),
+        ("thread-append . x", 74, ".: Is a directory"),
+        ("thread-append /dev/null x", 2, "/dev/null is no regular file; a thread is kept in one"),
+        ("thread-append no/where x", 74, "no/where: No such file or directory"),
+        ("echo hello | thread-append t", 65, "stdin is plain text, not records; to ask it: thread-append FILE @-"),
+        ("thread-append --new x -a /nowhere", 66, "/nowhere: No such file or directory"),
+        ("thread-append --tpo", 2, "No such option '--tpo'. Did you mean '--to'?; see thread-append --help"),
+    ],
+)
+def test_errors_are_one_line_with_the_next_step(sh, work, line, status, err):
+    ran = sh(line)
+    assert (ran.status, ran.out) == (status, "")
+    if "--tpo" not in line:
+        assert ran.err == f"thread-append: {err}\n"
+    assert ran.err.count("\n") == 1
+    assert not (work / "t").exists() or line.startswith("echo")
+
+
+def test_a_terminal_gets_the_answer_as_text_once(work, home):
+    """A pty as stdout; the escape in the answer is written out."""
+    line = "thread-append t 'a\033[31mb' | dispatch --to echo | thread-append t"
+    code = "import pty,sys; sys.exit(pty.spawn(['bash','-c',sys.argv[1]]) >> 8)"
+    ran = subprocess.run([sys.executable, "-c", code, line], cwd=work, env=environment(home, CI="1"), stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    assert (ran.returncode, ran.stdout.replace(b"\r", b"")) == (0, b"a\\u001b[31mb\n")
+
+
+def test_twenty_pipes_at_once_on_one_file(sh, work):
+    line = "thread-append t.jsonl --thread $i \"q $i\" | dispatch --to echo | thread-append t.jsonl >/dev/null"
+    assert sh(f"for i in $(seq 20); do {line} & done; wait") == (0, "", "")
+    records = stored(work, "t.jsonl")
+    assert len({(record["thread"], record["id"]) for record in records}) == len(records) == 60
+    for i in range(1, 21):
+        mine = [record for record in records if record["thread"] == str(i)]
+        assert [record.get("content") for record in mine] == [f"q {i}", f"q {i}", None]
+
+
+def test_writers_that_are_killed_lose_nothing_acknowledged(work, home):
+    """The short form of tests/storm.py: sixteen writers, random kill -9."""
+    storm = Path(__file__).parent / "storm.py"
+    ran = subprocess.run([sys.executable, storm, "--seconds", "5", "--file", work / "storm.jsonl"], env=environment(home),
+                         capture_output=True, text=True)  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " lost 0 " in ran.stdout and " glued 0 " in ran.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/strace"), reason="strace is not installed")
+@pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])
+def test_every_write_to_the_file_may_fail(sh, work, fault):
+    for nth in (1, 2):
+        (work / "t").write_text(ONE)
+        ran = sh(f"strace -f -qq -o /dev/null -e trace=write -e inject=write:{fault}:when={nth} -P {work}/t thread-append t more")
+        if ran.status == 0:
+            assert [record["content"] for record in stored(work)] == ["hi", "more"]
+        else:
+            assert (work / "t").read_text() == ONE
