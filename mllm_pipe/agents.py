@@ -170,7 +170,7 @@ def usable_here() -> list[str]:
 
 
 def survey() -> list[tuple[str, str]]:
-    """Each built-in runtime and why it cannot be called here ("" if it can)."""
+    """Each built-in runtime and preset, and why it cannot be called here ("" if it can, as far as one sees)."""
     found = []
     for name in builtin():
         kind = "command" if name == "exec" else name
@@ -179,4 +179,5 @@ def survey() -> list[tuple[str, str]]:
             found.append((name, ""))  # as usable as the program or the file that is named
         else:
             found.append((name, runtimes.load(kind).usable(target)))
-    return found
+    chat = runtimes.load("openai-chat")
+    return found + [(name, chat.usable(_UNSET | {"runtime": name} | known)) for name, known in presets().items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from mllm_pipe import journal
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import CallFailed, WriteFailed
+from mllm_pipe.errors import CallFailed, Failure, WriteFailed
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import traceparent, watch_reader
 
@@ -21,8 +21,10 @@ Result = dict[str, Any]
 class Io:
     """What a runtime has of us during a call: who hears its text, and how long it may take."""
 
-    def __init__(self, timeout_s: float, on_text: Callable[[str], None] | None = None) -> None:
+    def __init__(self, timeout_s: float, on_text: Callable[[str], None] | None = None, run: str = "") -> None:
+        """run: the run that this call is part of, which a program that is started may join."""
         self.started = time.monotonic()
+        self.run = run
         self.timeout_s, self.on_text = timeout_s, on_text
         self.first_text: float | None = None
 
@@ -72,7 +74,7 @@ def ask(
     run_id, key = new_id(), journal.key_of(target, request)
     name = {"runtime": target["runtime"], "model": target.get("model")}
     journal.intend(run_id, key, about | name)
-    io = Io(timeout_s, on_text)
+    io = Io(timeout_s, on_text, about["parent_run_id"])
     started_at = timestamp()
     result: Result | None = None
     failure: CallFailed | None = None
@@ -80,6 +82,9 @@ def ask(
         result = runtime.call(target, request, io)
     except CallFailed as failed:
         failure, result = failed, failed.result
+    except Failure:
+        journal.conclude(run_id, key, "error", [])  # refused on our side: nothing was sent
+        raise
     duration_ms = _ms(time.monotonic() - io.started)
     status = "ok" if failure is None else "unknown" if failure.billed == "unknown" else "error"
     attempt = name | {"status": status, "duration_ms": duration_ms}

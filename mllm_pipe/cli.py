@@ -85,7 +85,7 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
         function,
         click.option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
         click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
-                     help="Longest line that is taken; 64 MiB."),
+                     help="Longest line that is taken (default 64 MiB)."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors."),
         *_COMMON,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
         click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer, for the APIs."),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, envvar="MLLM_TIMEOUT",
-                     metavar="SECONDS", help="Limit of a whole call; 600."),
+                     metavar="SECONDS", help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
     )  # fmt: skip
 
 

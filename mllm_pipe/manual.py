@@ -58,7 +58,7 @@ def command_of(name: str) -> click.Command:
 def roff(text: str) -> str:
     """Prose as a line of roff: what would be read as markup is escaped, and the hyphens of flags are kept as typed."""
     text = text.replace("\\", "\\e")
-    text = re.sub(r"(?<![\w\\])-(?=[-\w])", r"\\-", text).replace("-\\-", "\\-\\-")
+    text = re.sub(r"(?<![\w\\])-(?=[-\w])", r"\\-", text)
     return "\\&" + text if text.startswith((".", "'")) else text
 
 

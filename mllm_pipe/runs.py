@@ -20,7 +20,7 @@ class Fold:
 
     def __init__(self) -> None:
         self.spans: dict[tuple[str, str], Record] = {}  # by (thread, id)
-        self.made_at: dict[tuple[str, str], tuple[str, float | None]] = {}  # message: (who, when)
+        self.messages: dict[tuple[str, str], tuple[str, float | None, str | None]] = {}  # (who, when, reply_to)
         self.no: set[str] = set()  # runs with a negative verdict, or none where one was asked for
         self.failed: set[str] = set()  # runs with a thread that could not go on
 
@@ -32,7 +32,8 @@ class Fold:
         elif kind == "message":
             author = record.get("author", {})
             who = author.get("runtime") or author.get("agent") or record["role"]
-            self.made_at.setdefault((thread, record["id"]), (who, seconds_of(record["at"]) if "at" in record else None))
+            at = seconds_of(record["at"]) if "at" in record else None
+            self.messages.setdefault((thread, record["id"]), (who, at, record.get("reply_to")))
         elif kind == "verdict" and record["pass"] is not True and "parent_run_id" in record:
             self.no.add(record["parent_run_id"])
         elif kind == "error" and "parent_run_id" in record:
@@ -71,18 +72,21 @@ class Fold:
         }
 
     def _handoffs(self, spans: list[Record]) -> list[dict[str, Any]]:
-        """Every edge: the message that a span worked on, who had made it, and how long it waited."""
+        """Every edge: the newest answer that a span worked on, else the question; who made it, and how long it waited."""
         makers = {(s["thread"], made): s for s in self.spans.values() for made in s.get("output_ids", [])}
         edges = []
         for span in spans:
             if "input_id" not in span:
                 continue
-            key = (span["thread"], span["input_id"])
-            maker = makers.get(key)
-            who, at = self.made_at.get(key, ("user", None))
+            thread, message = span["thread"], span["input_id"]
+            above: str | None = message
+            while above and (thread, above) not in makers:
+                above = self.messages.get((thread, above), ("", None, None))[2]
+            maker = makers.get((thread, above)) if above else None
+            who, at, _ = self.messages.get((thread, message), ("user", None, None))
             ready = _ended(maker) if maker else at
-            edge = {"from": _label(maker) if maker else who, "to": _label(span), "thread": span["thread"]}
-            edge["message_id"] = span["input_id"]
+            edge = {"from": _label(maker) if maker else who, "to": _label(span), "thread": thread}
+            edge["message_id"] = above or message
             edge["wait_ms"] = None if ready is None else max(0.0, round((_started(span) - ready) * 1000, 3))
             edges.append(edge)
         return edges

@@ -64,10 +64,14 @@ def open_turn(thread: Thread, prompt: str | None, agent: dict[str, Any], skip_an
         made.append(_user_message(thread.id, agent["instruction"], messages))
     messages = [*messages, *made]
     request = view(messages, agent["name"])
-    if answered(request) or not request["turns"][-1]["parts"]:
+    if not request["turns"] or not request["turns"][-1]["parts"]:
+        raise Usage("nothing to answer: it asks nothing yet; give a PROMPT")
+    if answered(request):
+        named = speaker(messages[-1]) != UNNAMED or agent["name"] == UNNAMED
         raise Usage(
-            "nothing to answer: it ends with this agent's own answer; give a PROMPT, speak --as another, "
-            "or --skip-answered" if messages else "nothing to answer: it has no message; give a PROMPT"
+            "nothing to answer: it ends with this agent's own answer; give a PROMPT, speak --as another, or --skip-answered"
+            if named else "nothing to answer: the last answer names no agent, so it counts as this agent's own; "
+            "give a PROMPT, or let that one speak --as somebody too"
         )  # fmt: skip
     request["system"] = "\n\n".join(filter(None, [request["system"], agent["system"]])) or None
     return Turn(made, request | {"schema": None}, messages[-1]["id"])

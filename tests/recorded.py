@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def streams(folder):
     """[(name, bytes of the stream)] of a folder of recordings."""
     found = []
     for path in sorted((DATA / "recorded" / folder).rglob("*.chunks.txt")):
-        events = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
-        found.append((path.name, sse(events)))
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+        names = [re.match(rb'\{"type":\s*"([a-z_.]+)"', line) for line in lines]
+        events = [
+            (b"event: " + name[1] + b"\n" if name else b"") + b"data: " + line + b"\n\n"
+            for name, line in zip(names, lines, strict=True)
+        ]
+        found.append((path.name, b"".join(events)))
     for path in sorted((DATA / "recorded" / folder).rglob("*.sse")):
         found.append((path.name, path.read_bytes()))
     assert found

@@ -21,7 +21,7 @@ def test_a_pipe_ends_in_one_run_with_its_stages_and_totals(sh):
     assert run["usage"]["input_tokens"] == sum(stage["usage"]["input_tokens"] for stage in run["stages"])
     assert (run["status"], run["cost_usd"], run["unpriced"], run["group"]) == ("ok", 0, 0, None)
     assert [(edge["from"], edge["to"]) for edge in run["handoffs"]] == [
-        ("user", "writer (echo)"), ("user", "reviewer (echo)"), ("reviewer (echo)", "echo")]  # fmt: skip
+        ("user", "writer (echo)"), ("writer (echo)", "reviewer (echo)"), ("reviewer (echo)", "echo")]  # fmt: skip
 
 
 def test_from_a_pipe_its_own_run_and_from_a_file_all(sh):
@@ -42,7 +42,7 @@ def test_the_table_is_for_people(sh):
         ["2", "dispatch", "reviewer", "echo"],
         ["total", shown.splitlines()[4].split()[1], *shown.splitlines()[4].split()[2:4]],
         ["handoff", "user", "->", "writer"],
-        ["handoff", "user", "->", "reviewer"],
+        ["handoff", "writer", "(echo)", "->"],
     ]
     assert orjson.loads(sh(f"{PIPE} | trace --format json").out)[0]["type"] == "run"
 

@@ -21,7 +21,7 @@ from mllm_pipe.turn import complaint, open_turn, take
 @click.command("dispatch", context_settings={"max_content_width": 100})
 @click.argument("prompt", required=False)
 @click.option("--to", "spec", envvar="MLLM_TO", metavar="SPEC",
-              help="Who is asked: RUNTIME[:MODEL], exec:COMMAND, replay:FILE, or an agent.")
+              help="Who is asked: RUNTIME[:MODEL], exec:COMMAND, replay:FILE, or an agent; $MLLM_TO.")
 @click.option("-s", "--system", metavar="TEXT", help="System text of this call.")
 @click.option("--as", "name", metavar="NAME", help="The agent that speaks; others' answers are quoted to it.")
 @click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")

@@ -21,11 +21,11 @@ from mllm_pipe.turn import complaint
 
 
 @click.command("judge", context_settings={"max_content_width": 100})
-@click.option("--by", "spec", envvar="MLLM_BY", metavar="SPEC", help="Who judges: as dispatch --to.")
+@click.option("--by", "spec", envvar="MLLM_BY", metavar="SPEC", help="Who judges, as in dispatch --to; $MLLM_BY.")
 @click.option("--rubric", metavar="RUBRIC", help="By what: a NAME (correctness), @FILE, or a text of several words.")
 @click.option("--check", "rules", multiple=True, metavar="RULE",
               help="A check without a model: contains:TEXT, regex:RE, json, schema:FILE, exec:CMD, max-chars:N.")
-@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE", help="Least score that passes; the rubric's.")
+@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE", help="Least score that passes (default: the rubric's).")
 @click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options

@@ -51,7 +51,8 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="text, or json.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+              help="What stdout gets (default text).")
 @cli.common_options
 def doctor(form: str) -> int:
     """Say which runtimes are usable here, and why others are not. Nothing is sent that costs."""
@@ -71,7 +72,7 @@ def doctor(form: str) -> int:
 
 @command.command()
 @click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
-              help="Longest line that is taken; 64 MiB.")
+              help="Longest line that is taken (default 64 MiB).")
 @cli.common_options
 def validate(max_line: int) -> int:
     """Check a stream against the schema; status 65 if a line does not hold to it."""
@@ -102,7 +103,7 @@ def validate(max_line: int) -> int:
 
 @command.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.option("--for", "name", type=click.Choice([*COMMANDS, "mllm"]), help="Of one command; all.")
+@click.option("--for", "name", type=click.Choice([*COMMANDS, "mllm"]), help="Only of this command.")
 @cli.common_options
 def completion(shell: str, name: str | None) -> int:
     """Print completion for a shell: eval "$(mllm completion bash)"."""

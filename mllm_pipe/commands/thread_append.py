@@ -12,7 +12,7 @@ from mllm_pipe.envelope import Record, line_of, new_id
 from mllm_pipe.errors import FAILED, BadRecord, Failure, Missing, Outcome, Usage
 from mllm_pipe.message import Completer, extend
 from mllm_pipe.storage import Appender
-from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
+from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import only_thread, text_of
 from mllm_pipe.threadfile import ThreadFile
@@ -20,13 +20,14 @@ from mllm_pipe.turn import complaint
 
 
 @click.command("thread-append", context_settings={"max_content_width": 100})
-@click.argument("file", required=False)
+@click.argument("file", required=False, type=click.Path(allow_dash=True))
 @click.argument("text", nargs=-1)
 @click.option("--new", is_flag=True, help="Start a thread; stdin is not read.")
 @click.option("--role", type=click.Choice(["user", "assistant", "system", "tool"]), default="user",
-              help="Who speaks; user.")
+              help="Who speaks (default user).")
 @click.option("--system", metavar="TEXT", help="Put a system message before it.")
-@click.option("-a", "--attachment", "files", multiple=True, metavar="FILE", help="Attach a file's bytes; - is stdin.")
+@click.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE",
+              help="Attach a file's bytes; - is stdin.")
 @click.option("--thread", "wanted", metavar="ID", help="The thread; you may choose its id.")
 @click.option("--at", metavar="ID", help="Reply to this message: fork the thread there.")
 @click.option("--messages", is_flag=True, help="Store messages only.")
@@ -85,7 +86,7 @@ def command(file: str | None, text: tuple[str, ...], new: bool, role: str, syste
     loose: list[Record] = []  # error records of bad lines, which belong to no thread under way
     source = Source(outcome, loose.append, again=True, grouped=grouped, max_line=max_line, complete=complete)
     answer = _store(source, store, sink, outcome, complete, loose)
-    if as_text and answer:
+    if as_text and answer and not Live(False, quiet).descriptor:  # else dispatch has shown it as it came
         show(answer.rstrip("\n") + "\n")
     return outcome.status()
 

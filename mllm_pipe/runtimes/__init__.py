@@ -26,6 +26,7 @@ file and its events. Further names that a module may define:
 
 `io` (mllm_pipe.call.Io):
     io.text(str)        a piece of the answer has come: streams it to who looks on and takes the time of the first
+    io.run              the run's id; a program that is started gets it as MLLM_PARENT_RUN_ID
     io.left()           seconds left of the call's deadline, as float; raises CallFailed("timeout") when there are none
 
 `result`:

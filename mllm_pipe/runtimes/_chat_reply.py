@@ -48,9 +48,9 @@ def fold(state: Json, chunk: Json, text: Callable[[str], None]) -> bool:
         for call in delta.get("tool_calls") or []:
             _call(state.setdefault("calls", []), call)
         if choice.get("finish_reason"):
-            state["finish"] = choice["finish_reason"]
-            if state["finish"] == "insufficient_system_resource":  # DeepSeek
+            if choice["finish_reason"] == "insufficient_system_resource":  # DeepSeek
                 raise CallFailed("overloaded", "the server ran out of resources within the answer")
+            state["finish"] = choice["finish_reason"]
     return False
 
 

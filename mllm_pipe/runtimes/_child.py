@@ -77,12 +77,10 @@ def by_line(on_line: Callable[[bytes], None]) -> Callable[[bytes], None]:
 
 def last_line(text: str, secrets: Sequence[str] = ()) -> str:
     """The last line of a text that says something, fit for an error message: short, no controls, no secrets."""
-    for secret in secrets:
-        text = text.replace(secret, "***") if len(secret) >= 4 else text
-    lines = [" ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", " ", line).split())
-             for line in text.splitlines()]
-    line = next((line for line in reversed(lines) if line), "")
-    return line if len(line) <= 300 else line[:299] + "…"
+    from mllm_pipe.runtimes._faults import tidy
+
+    lines = [tidy(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line), secrets) for line in text.split("\n")]
+    return next((line for line in reversed(lines) if line), "")
 
 
 def run(
@@ -109,14 +107,15 @@ def run(
         # posix_spawn has no working directory; sh also sets PWD, which some programs believe.
         program, command = "/bin/sh", ["sh", "-c", 'cd -- "$0" && exec "$@"', cwd, *command]
     (child_in, our_in), (our_out, child_out), (our_err, child_err), (woken, wake) = (_pipe() for _ in range(4))
-    child, ours = _Child(), {our_in, our_out, our_err, woken}
-    streams = (child_in, child_out, child_err)
+    child, fds, streams = _Child(), (our_in, our_out, our_err, woken), (child_in, child_out, child_err)
+    ours = set(fds)
     try:
         threading.Thread(target=_tend, args=(child, program, command, env, streams, wake), daemon=True).start()
         child.started.wait()
         if child.fault:
             raise CallFailed("missing", f"{argv[0]}: cannot be started: {child.fault}", billed="no")
-        return Exit(tail=_pump(ours, our_in, our_out, our_err, woken, stdin, left, on_bytes), status=child.status)
+        tail = _pump(ours, fds, stdin, left, on_bytes)
+        return Exit(child.status, tail)
     finally:
         for fd in ours:
             os.close(fd)
@@ -149,19 +148,12 @@ def scratch(base: str | None = None) -> Iterator[str]:
 
         base = tempfile.gettempdir()
     path = os.path.join(os.path.realpath(base), f"mllm-{os.urandom(8).hex()}")
-    with forgotten(path):
-        os.makedirs(path, mode=0o700)
-        yield path
-
-
-@contextmanager
-def forgotten(path: str) -> Iterator[None]:
-    """Removes the file or directory of this absolute path at the end of the block, however that comes."""
     with _lock:
         _scratches.append(path)
         _tell("+", path)
     try:
-        yield
+        os.makedirs(path, mode=0o700)
+        yield path
     finally:
         _remove(path)
         with _lock:
@@ -262,19 +254,13 @@ def _inherited() -> list[int]:
 
 
 def _pump(
-    ours: set[int],
-    to: int,
-    out: int,
-    err: int,
-    woken: int,
-    data: bytes,
-    left: Callable[[], float],
-    on_bytes: Callable[[bytes], None],
+    ours: set[int], fds: tuple[int, ...], data: bytes, left: Callable[[], float], on_bytes: Callable[[bytes], None]
 ) -> str:
     """Writes `data`, reads both outputs until they end, or the child does (`woken`); the tail of stderr.
 
     What it closes it takes out of `ours`: the number may be another thread's at once.
     """
+    to, out, err, woken = fds
     os.set_blocking(to, False)
     poll = select.poll()
     poll.register(to, select.POLLOUT)
@@ -340,11 +326,7 @@ def _signal(pid: int, signum: int) -> None:
 def _remove(path: str) -> None:
     import shutil
 
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            os.unlink(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 # -- the leash --------------------------------------------------------------------------------------------------------

@@ -44,17 +44,20 @@ def rules(
     model_files: bool = False,
     system: str = "native",
     user_first: bool = True,
+    empty_answers: bool = False,
 ) -> Json:
     """What an API takes. `ids`, `names`: ASCII patterns of what is legal; `short_ids`: exactly 9 letters and digits.
 
     objects: arguments are objects, not texts. blank_text: text of blanks only is taken. refusals: there is such a
     part. result_files: a tool's result may hold files. model_files: an assistant's turn may. system: what becomes of
     system turns within the thread: "native", "after_user" (only between a user and an assistant turn) or "text".
+    empty_answers: an assistant's turn with nothing in it stays, to keep its neighbours apart.
     """
     return {
         "api": api, "endpoint": endpoint, "ids": re.compile(ids), "names": re.compile(names), "short_ids": short_ids,
         "longest_name": longest_name, "objects": objects, "blank_text": blank_text, "refusals": refusals,
         "result_files": result_files, "model_files": model_files, "system": system, "user_first": user_first,
+        "empty_answers": empty_answers,
     }  # fmt: skip
 
 
@@ -62,6 +65,12 @@ def loss(losses: list[Json], turn: Json, what: str, action: str, why: str) -> No
     """Notes one loss, with the message that it happened to."""
     ids = turn.get("ids")
     losses.append({"what": f"{what} of message {ids[-1]}" if ids else what, "action": action, "why": why})
+
+
+def error_as_text(losses: list[Json], turn: Json, result: Json) -> None:
+    """Notes that a tool's failure is told in the text of its result, for an API that has no mark for it."""
+    if result["content"] != NO_RESULT:  # that it was made up is noted already
+        loss(losses, turn, f"is_error of tool_result {result['call_id']}", "downgraded", "sent as JSON text")
 
 
 def own(turn: Json, rule: Json) -> bool:
@@ -196,7 +205,7 @@ def settle(turns: list[Json], rule: Json) -> tuple[list[Json], list[Json]]:
     for index, turn in enumerate(turns):
         if turn["role"] == "assistant":
             parts, moved = _assistant(turn, rule, losses)
-            if parts:
+            if parts or rule["empty_answers"]:
                 out.append(turn | {"parts": parts})
             results = _results(turn, found.get(index, {}), rule, losses, moved)
             fuse = bool(results or moved)

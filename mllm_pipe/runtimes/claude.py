@@ -71,7 +71,8 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(turn: dict[str, Any], keep: bool) -> list[dict[str, Any]]:
     """A settled turn as messages of the Messages API: one, or none. keep: with its reasoning."""
-    content = [_block(part) for part in turn["parts"] if keep or part["type"] != "reasoning"]
+    parts = [part for part in turn["parts"] if part["type"] != "reasoning" or (keep and "raw" in part)]
+    content = [_block(part) for part in parts]
     return [{"role": turn["role"], "content": content}] if content else []
 
 
@@ -132,7 +133,7 @@ def environment(target: dict[str, Any], key: tuple[str, str] | None, private: st
         "DISABLE_AUTOUPDATER": "1",
     }
     if private:
-        extra["CLAUDE_CONFIG_DIR"] = private
+        extra |= {"CLAUDE_CONFIG_DIR": private, "HOME": private}
     if key and key[0] not in KEYS:
         extra |= {"ANTHROPIC_API_KEY": key[1], "ANTHROPIC_AUTH_TOKEN": "", "CLAUDE_CODE_OAUTH_TOKEN": ""}
     if target.get("base_url"):
@@ -174,7 +175,8 @@ def reply(
     sent = begun or code in ("timeout", "malformed", "exit")
     billed = "unknown" if sent else "no"
     hint = "; check ANTHROPIC_API_KEY, or log in with: claude" if code == "auth" else ""
-    raise CallFailed(code, f"claude: {text or 'no reason given'}{hint}", billed=billed, http_status=status, result=_worth(result))
+    message = f"claude: {text or 'no reason given'}{hint}"
+    raise CallFailed(code, message, billed=billed, http_status=status, result=_worth(result))
 
 
 def partial(events: Sequence[dict[str, Any]], made: Mapping[str, Any] | None = None) -> dict[str, Any]:

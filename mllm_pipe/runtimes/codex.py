@@ -4,8 +4,11 @@ The history is a rollout file of our own that `fork --ephemeral` reads, the newe
 is expanded or trimmed (seen: /help, @file, $skill, -x, blanks). Each text part is an item of its own, in the history as
 on stdin, so that a turn reads the same when it is the newest and when it is not.
 
-With a key the program's home is a directory of the call's own; it must not be under the temp directory, or codex
-complains. With a login it is the user's, where the rollout lies until the call is over. The program has no text deltas
+HOME and CODEX_HOME are directories of the call's own (not under the temp directory, or codex complains), since both
+may hold skills, and a `$name` in the prompt puts the skill of that name into the request. A login is shared by a link
+to its auth.json, through which codex writes a token that it has renewed (seen).
+
+The program has no text deltas
 and tells neither model nor cost.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -60,7 +63,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
     newest = items[-1]["content"][0]["text"]
     if len(newest) > LONGEST_PROMPT:
-        said = f"codex: the newest text has {len(newest)} characters, and codex takes {LONGEST_PROMPT}; attach it as a file"
+        said = f"codex: the newest text has {len(newest)} characters, it takes {LONGEST_PROMPT}; attach it as a file"
         raise CallFailed("too_large", said, billed="no")
     return {"items": items[:-1], "stdin": newest, "losses": [*renamed, *bent, *dropped]}
 
@@ -78,7 +81,7 @@ def _text_last(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, 
 
 
 def _items(turn: dict[str, Any], _keep: bool) -> list[dict[str, Any]]:
-    """A settled turn as input items of the Responses API. Its reasoning comes without what would make it valid there."""
+    """A settled turn as input items of the Responses API. No reasoning: codex does not tell what makes it valid."""
     role = "developer" if turn["role"] == "system" else turn["role"]
     return [_item(part, role) for part in turn["parts"] if part["type"] != "reasoning"]
 
@@ -119,9 +122,9 @@ def rollout(items: Sequence[dict[str, Any]], ident: str) -> bytes:
     )
 
 
-def session_id(request: dict[str, Any], number: int = 0) -> str:
+def session_id(request: dict[str, Any]) -> str:
     """The id of the rollout: it becomes the prompt_cache_key, so all turns of a thread share it."""
-    return uuid_of(request["system"], request["turns"][0]["parts"], number)
+    return uuid_of(request["system"], request["turns"][0]["parts"])
 
 
 def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, system: str, schema: str) -> list[str]:
@@ -146,12 +149,10 @@ def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, sy
 
 
 def environment(key: tuple[str, str] | None, home: str) -> dict[str, str]:
-    """The child's variables. home: the directory of its state, "" for the user's own, which holds the login."""
-    extra = {"CODEX_HOME": home} if home else {}
-    if key:
-        extra["OPENAI_API_KEY"] = key[1]
+    """The child's variables. home: the directory of its state."""
     env = _child.allowed_env(("OPENAI_", "CODEX_"))
-    return {name: value for name, value in env.items() if not name.startswith(NOT_OURS)} | extra
+    ours = {name: value for name, value in env.items() if not name.startswith(NOT_OURS)}
+    return ours | {"HOME": home, "CODEX_HOME": home} | ({"OPENAI_API_KEY": key[1]} if key else {})
 
 
 def _base_url(target: dict[str, Any], key: tuple[str, str] | None) -> str:
@@ -256,7 +257,7 @@ def usable(target: dict[str, Any]) -> str:
         key = key_for(target, KEYS)
     except CallFailed as failed:
         return str(failed)
-    if not _base_url(target, key) and not os.path.exists(os.path.join(_home(), "auth.json")):
+    if not _base_url(target, key) and not os.path.exists(_login()):
         return "no key (export OPENAI_API_KEY) and no login (run: codex login)"
     return wrong_program("codex", "codex-cli")
 
@@ -265,7 +266,7 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """What `call` would run: argv, the variables of the vendor (keys masked), the rollout and stdin as text."""
     made, key = session(target, request), key_for(target, KEYS)
     ident = session_id(request) if made["items"] else ""
-    env = environment(key, "DIRECTORY/home" if _base_url(target, key) else "")
+    env = environment(key, "DIRECTORY/home")
     return {
         "argv": arguments(target, key, ident, "DIRECTORY/system", "DIRECTORY/schema" if request["schema"] else ""),
         "env": {n: "***" if n.endswith("_KEY") else v for n, v in env.items() if n.startswith(("OPENAI_", "CODEX_"))},
@@ -291,21 +292,27 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
             io.text(("\n\n" if said else "") + event["item"]["text"])
             said = True
 
-    private = bool(_base_url(target, key))
-    with _child.scratch(_cache() if private else None) as directory:
+    with _child.scratch(_cache()) as directory:
         cwd, home, system, schema = (os.path.join(directory, name) for name in ("cwd", "home", "system", "schema"))
+        ident = session_id(request) if made["items"] else ""
         os.mkdir(cwd)
-        os.mkdir(home)
         _write(system, (request["system"] or NO_SYSTEM).encode())
-        if request["schema"]:
-            _write(schema, orjson.dumps(request["schema"]))
-        env = environment(key, home if private else "")
+        _write(schema, orjson.dumps(request["schema"]))
+        _write(os.path.join(home, "sessions/2026/01/01", f"rollout-2026-01-01T00-00-00-{ident}.jsonl"),
+               rollout(made["items"], ident))  # fmt: skip
+        argv = arguments(target, key, ident, system, schema if request["schema"] else "")
+        env = environment(key, home)
         secrets = [value for name, value in env.items() if name.endswith("_KEY") and value]
-        with _stored(request, made["items"], home if private else _home()) as ident:
-            argv = arguments(target, key, ident, system, schema if request["schema"] else "")
+        with _login_in(home, shared=not _base_url(target, key)):
             try:
-                ended = _child.run(argv, stdin=made["stdin"].encode(), env=env, cwd=cwd, left=io.left,
-                                   on_bytes=_child.by_line(on_line))  # fmt: skip
+                ended = _child.run(
+                    argv,
+                    stdin=made["stdin"].encode(),
+                    env=env,
+                    cwd=cwd,
+                    left=io.left,
+                    on_bytes=_child.by_line(on_line),
+                )
             except CallFailed as failed:
                 if _over(events):  # it had said all, and would not end
                     return reply(events, model, made["losses"], secrets)
@@ -332,47 +339,34 @@ def _over(events: Sequence[dict[str, Any]]) -> bool:
 
 
 @contextmanager
-def _stored(request: dict[str, Any], items: Sequence[dict[str, Any]], home: str) -> Iterator[str]:
-    """The rollout of a history under a home, until the end of the block; its id, "" when there is no history."""
-    if not items:
-        yield ""
+def _login_in(home: str, *, shared: bool) -> Iterator[None]:
+    """The user's login in a home of the call's own. A version that replaces the link by a file loses nothing."""
+    link, login = os.path.join(home, "auth.json"), os.path.realpath(_login())
+    if not shared:
+        yield
         return
-    folder = os.path.join(home, "sessions", "2026", "01", "01")
-    missing = [path for path in _ancestors(folder, home) if not os.path.exists(path)]
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    number, path = 0, ""
-    while not path:  # the same thread may be asked twice at once, in the user's home
-        ident = session_id(request, number)
-        candidate = os.path.join(folder, f"rollout-2026-01-01T00-00-00-{ident}.jsonl")
-        with suppress(FileExistsError):
-            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL, 0o600))
-            path = candidate
-        number += 1
+    os.symlink(login, link)
     try:
-        with _child.forgotten(path):
-            _write(path, rollout(items, ident))
-            yield ident
+        yield
     finally:
-        for created in missing:
-            with suppress(OSError):  # others have put theirs there
-                os.rmdir(created)
+        if not os.path.islink(link) and os.path.exists(link):
+            with open(link, "rb") as file:
+                data = file.read()
+            beside = f"{login}.{os.getpid()}"
+            with open(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(data)
+            os.replace(beside, login)
 
 
-def _ancestors(path: str, above: str) -> Iterator[str]:
-    """The path and its parents below `above`, deepest first."""
-    while path != above:
-        yield path
-        path = os.path.dirname(path)
+def _login() -> str:
+    """The file of the user's login."""
+    return os.path.join(os.environ.get("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
 
 
 def _write(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
         file.write(data)
-
-
-def _home() -> str:
-    """The user's own home of codex, where a login is."""
-    return os.environ.get("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex")
 
 
 def _cache() -> str:

@@ -67,6 +67,7 @@ def call(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any
     """Runs the program (see mllm_pipe.runtimes). CallFailed "exit" if its status is not 0, "empty" if no answer."""
     passed = target.get("pass_env") or []
     env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
+    env["MLLM_PARENT_RUN_ID"] = io.run
     output = bytearray()
     decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
 
@@ -120,4 +121,4 @@ def run_check(argv: list[str], answer: bytes, left: Any) -> tuple[int, str]:
     env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS}
     output = bytearray()
     ended = _child.run(argv, stdin=answer, env=env, cwd=None, left=left, on_bytes=output.extend)
-    return ended.status, _child.last_line(ended.tail, []) or _child.last_line(bytes(output), [])
+    return ended.status, _child.last_line(ended.tail) or _child.last_line(output.decode("utf-8", "replace"))

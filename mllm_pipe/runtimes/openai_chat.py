@@ -85,6 +85,7 @@ def _rule(target: Json) -> Json:
         result_files=False,
         refusals="provider" not in profile and _url(target).startswith(DEFAULT_URL),
         user_first=bool(profile.get("alternate")),
+        empty_answers=bool(profile.get("alternate")),
     )
 
 
@@ -141,6 +142,8 @@ def _messages(turn: Json, keep: bool, profile: Json, rule: Json, losses: list[Js
         return [{"role": profile.get("system_role", "system"), "content": turn["parts"][0]["text"]}]
     if turn["role"] == "assistant":
         message = _assistant(turn, keep, profile, rule, losses)
+        if len(message) == 1 and rule["empty_answers"]:
+            message["content"] = ""
         return [message] if len(message) > 1 else []
     results = [part for part in turn["parts"] if part["type"] == "tool_result"]
     messages = [_result(turn, part, losses) for part in results]
@@ -151,7 +154,7 @@ def _messages(turn: Json, keep: bool, profile: Json, rule: Json, losses: list[Js
 def _result(turn: Json, part: Json, losses: list[Json]) -> Json:
     content = part["content"]
     if part["is_error"]:
-        _turns.loss(losses, turn, f"is_error of tool_result {part['call_id']}", "downgraded", "sent as JSON text")
+        _turns.error_as_text(losses, turn, part)
         content = orjson.dumps({"error": content}).decode()
     return {"role": "tool", "tool_call_id": part["call_id"], "content": content}
 

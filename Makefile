@@ -1,0 +1,35 @@
+# `make demo` and `make test` do everything on a machine with Python 3.11+ and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+.DELETE_ON_ERROR:
+.PHONY: demo test lint setup manual bench clean
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mllm-pipe needs Python 3.11 or newer; say PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' --config-settings editable_mode=compat
+	touch $@
+
+setup: .venv/ready
+
+demo: .venv/ready
+	@sh tests/examples/demo.sh
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+manual: .venv/ready
+	$(BIN)/python -m mllm_pipe.manual
+
+bench: .venv/ready
+	sh tests/bench/startup.sh
+	sh tests/bench/copy.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

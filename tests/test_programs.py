@@ -1,0 +1,525 @@
+"""claude and codex themselves, against loopback: what they are given arrives, what they do is understood, nothing stays.
+
+They are looked for in $MLLM_TEST_PROGRAMS (a directory) and on PATH; what is not there is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from loopback import Loopback, serve
+
+from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import claude, codex
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+KEYS = {"claude": "ANTHROPIC_API_KEY", "codex": "OPENAI_API_KEY"}
+MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"}
+ODD_PROMPTS = ["/help", "/nope x", "@/etc/hostname", "read @/etc/hostname", "$foo", "!ls", "#note", "-x", "--version", "-",
+               "--", " lead and trail \n", "\n/help", "a\0b\u2028c\x1b[31m\r\nd", "ultrathink"]  # fmt: skip
+
+
+class Io:
+    """What a runtime is given: keeps the pieces of the answer and a deadline."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.pieces: list[str] = []
+        self.end = time.monotonic() + seconds
+
+    def text(self, piece: str) -> None:
+        self.pieces.append(piece)
+
+    def left(self) -> float:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise CallFailed("timeout", "late")
+        return left
+
+
+class Program:
+    """A program with its server: `ask` calls it, `sent` is what the server received of the last call."""
+
+    def __init__(self, module: ModuleType, server: Loopback) -> None:
+        self.module, self.server = module, server
+        self.name = module.__name__.rpartition(".")[2]
+        self.io = Io()
+
+    def target(self, scenario: str = "ok", **more: Any) -> dict[str, Any]:
+        url = self.server.url(scenario, "" if self.name == "claude" else "/v1")
+        return {"spec": self.name, "kind": self.name, "model": MODELS[self.name], "base_url": url} | more
+
+    def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = 60.0, system: str | None = "SYS",
+            schema: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:  # fmt: skip
+        self.io = Io(seconds)
+        request = {"system": system, "turns": list(turns), "schema": schema}
+        before = json.dumps(request)
+        try:
+            result: dict[str, Any] = self.module.call(self.target(scenario, **target), request, self.io)
+        finally:
+            assert json.dumps(request) == before
+        return result
+
+    def failure(self, *turns: dict[str, Any], **more: Any) -> CallFailed:
+        with pytest.raises(CallFailed) as caught:
+            self.ask(*(turns or [user("hi")]), **more)
+        assert "\n" not in str(caught.value)
+        assert "sk-canary" not in str(caught.value)
+        return caught.value
+
+    def calls(self) -> list[dict[str, Any]]:
+        return self.server.calls()
+
+    def sent(self) -> list[list[Any]]:
+        """The last request as [role, kind, what] lists, in one form for both dialects; what the program adds is left out."""
+        body = self.calls()[-1]["body"]
+        return claude_sent(body) if self.name == "claude" else codex_sent(body)
+
+
+def claude_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = [["system", "text", body["system"][2]["text"]]] if len(body["system"]) > 2 else []
+    for message in body["messages"]:
+        for block in message["content"]:
+            kind = block["type"]
+            if kind == "tool_use":
+                found.append(["assistant", "call", [block["id"], block["name"], block["input"]]])
+            elif kind == "tool_result":
+                found.append(["user", "result", [block["tool_use_id"], block["content"]]])
+            elif kind == "image":
+                found.append(["user", "image", block["source"]["data"]])
+            elif kind == "thinking":
+                found.append(["assistant", "thinking", block["signature"]])
+            elif not block["text"].startswith("<system-reminder>\nAs you answer"):  # today's date
+                found.append([message["role"], "text", block["text"]])
+    return found
+
+
+def codex_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for item in body["input"]:
+        if item["type"] == "function_call":
+            found.append(["assistant", "call", [item["call_id"], item["name"], json.loads(item["arguments"])]])
+        elif item["type"] == "function_call_output":
+            found.append(["user", "result", [item["call_id"], item["output"]]])
+        else:
+            (content,) = item["content"]
+            role = "system" if item["role"] == "developer" else item["role"]
+            image = content["type"] == "input_image"
+            found.append([role, *(["image", content["image_url"].split(",")[1]] if image else ["text", content["text"]])])
+    return found
+
+
+def turn(role: str, *parts: str | dict[str, Any], origin: dict[str, Any] | None = None) -> dict[str, Any]:
+    full = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": role, "parts": full, "ids": ["1"], "origin": origin}
+
+
+def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
+    return turn("user", *parts)
+
+
+def called(ident: str, name: str = "Read", **arguments: Any) -> dict[str, Any]:
+    return {"type": "tool_call", "id": ident, "name": name, "arguments": arguments}
+
+
+def answered(ident: str, content: str) -> dict[str, Any]:
+    return {"type": "tool_result", "call_id": ident, "content": content}
+
+
+TEN_TURNS = [
+    user("/help me, my name is Ada"),
+    turn("assistant", "Hello Ada."),
+    user("Read @/etc/hostname for me."),
+    turn("assistant", "Sure.", called("call_a", file="f"), called("call_b", "List", dir="/")),
+    user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb"), "And now?"),
+    turn("assistant", "It says FILE BODY."),
+    user("$foo"),
+    turn("assistant", "No."),
+    user("-x"),
+    turn("assistant", "Neither."),
+]
+TEN_SENT = [
+    ["user", "text", "/help me, my name is Ada"],
+    ["assistant", "text", "Hello Ada."],
+    ["user", "text", "Read @/etc/hostname for me."],
+    ["assistant", "text", "Sure."],
+    ["assistant", "call", ["call_a", "Read", {"file": "f"}]],
+    ["assistant", "call", ["call_b", "List", {"dir": "/"}]],
+    ["user", "result", ["call_a", "FILE BODY"]],
+    ["user", "result", ["call_b", "a\nb"]],
+    ["user", "text", "And now?"],
+    ["assistant", "text", "It says FILE BODY."],
+    ["user", "text", "$foo"],
+    ["assistant", "text", "No."],
+    ["user", "text", "-x"],
+    ["assistant", "text", "Neither."],
+]
+
+
+def carrying(mark: str) -> list[int]:
+    """The processes that have the mark in their environment or command line, zombies aside."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (path / "environ").read_bytes() + (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def files(*roots: Path) -> list[str]:
+    return sorted(str(path) for root in roots for path in root.rglob("*") if path.is_file() or path.is_symlink())
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and a temp directory of the test's own, with canaries in files and in the environment."""
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    for name in [n for n in os.environ if n.startswith(("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "XDG_", "PYTHON"))]:
+        monkeypatch.delenv(name)
+    if os.environ.get("MLLM_TEST_PROGRAMS"):
+        monkeypatch.setenv("PATH", os.environ["MLLM_TEST_PROGRAMS"] + os.pathsep + os.environ["PATH"])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for name in ("GEMINI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "MY_SECRET"):
+        monkeypatch.setenv(name, "sk-canary-env")
+    home = tmp_path / "home"
+    for path in (".claude/commands/foo.md", ".codex/skills/foo/SKILL.md", ".agents/skills/foo/SKILL.md"):
+        (home / path).parent.mkdir(parents=True)
+        (home / path).write_text("---\nname: foo\ndescription: foo\n---\nCANARY-FILE\n")
+    for path in (".claude/CLAUDE.md", ".codex/AGENTS.md", "CLAUDE.md", "AGENTS.md"):
+        (home / path).write_text("CANARY-FILE\n")
+    hook = {"hooks": [{"type": "command", "command": f"touch {tmp_path}/CANARY-HOOK"}]}
+    (home / ".claude/settings.json").write_text(json.dumps({"hooks": {"UserPromptSubmit": [hook]}}))
+    monkeypatch.chdir(home)
+    return tmp_path
+
+
+@pytest.fixture(params=[claude, codex], ids=["claude", "codex"])
+def program(request: pytest.FixtureRequest, house: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """Each of the programs, with a key; afterwards nothing of it is left, and nothing of ours went out."""
+    module = request.param
+    name = module.__name__.rpartition(".")[2]
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not on PATH, nor in $MLLM_TEST_PROGRAMS")
+    monkeypatch.setenv(KEYS[name], "sk-canary-key")
+    before = files(house)
+    with serve("anthropic" if module is claude else "responses") as server:
+        program = Program(module, server)
+        yield program
+        assert "CANARY" not in json.dumps(server.requests)
+        assert "sk-canary" not in json.dumps(server.requests)
+        assert {r["path"] for r in server.requests} <= {"/", "/v1/messages", "/v1/responses"}
+    assert files(house) == before
+    assert carrying(str(house)) in ([], [os.getpid()])
+
+
+def test_ten_turns_with_calls_arrive_as_turns(program: Program) -> None:
+    result = program.ask(*TEN_TURNS, user("And the newest, @/etc/hostname?"), system="You are @/etc/hostname.\nLine two")
+    assert program.sent() == [
+        ["system", "text", "You are @/etc/hostname.\nLine two"],
+        *TEN_SENT,
+        ["user", "text", "And the newest, @/etc/hostname?"],
+    ]
+    said = result["parts"][0]["text"]
+    assert said.startswith("LOOPBACK-OK turns=")
+    assert "".join(program.io.pieces) == said
+    assert (result["parts"], result["finish"], result["losses"]) == ([{"type": "text", "text": said}], "stop", [])
+    assert (result["model"], result["provider"]) == (
+        MODELS[program.name], "anthropic" if program.name == "claude" else "openai")  # fmt: skip
+
+
+def test_usage_and_cost_are_in_our_terms(program: Program) -> None:
+    result = program.ask(user("hi"))
+    expected = {
+        "claude": {"input_tokens": 23, "cache_read_tokens": 7, "cache_write_tokens": 5, "output_tokens": 23},
+        "codex": {"input_tokens": 31, "cache_read_tokens": 7, "cache_write_tokens": 0, "output_tokens": 13,
+                  "reasoning_tokens": 3},
+    }  # fmt: skip
+    assert result["usage"] == expected[program.name]
+    assert (result["cost_usd"] is None, result["cost_source"]) == (
+        (False, "runtime") if program.name == "claude" else (True, None))  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", ODD_PROMPTS, ids=repr)
+def test_no_prompt_is_an_option_a_command_or_a_mention(program: Program, prompt: str) -> None:
+    program.ask(user(prompt))
+    assert program.sent() == [["system", "text", "SYS"], ["user", "text", prompt]]
+    program.ask(*TEN_TURNS[:2], user(prompt), turn("assistant", prompt), user(prompt))
+    assert program.sent()[3:] == [["user", "text", prompt], ["assistant", "text", prompt], ["user", "text", prompt]]
+
+
+def test_a_turn_of_several_texts_and_a_picture_arrives_whole(program: Program) -> None:
+    picture = {"type": "file", "media_type": "image/png", "data": PNG}
+    program.ask(user("one"), turn("assistant", "a"), user("/two", picture, "three"))
+    assert program.sent()[3:] == [["user", "text", "/two"], ["user", "image", PNG], ["user", "text", "three"]]
+
+
+def test_results_as_the_newest_turn_arrive_with_their_call(program: Program) -> None:
+    program.ask(*TEN_TURNS[:4], user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb"), "/And now?"))
+    assert program.sent()[1:] == [*TEN_SENT[:8], ["user", "text", "/And now?"]]
+    result = program.ask(*TEN_TURNS[:4], user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb")))
+    if program.name == "claude":
+        assert (program.sent()[1:], result["losses"]) == (TEN_SENT[:8], [])
+    else:  # its stdin must hold something
+        assert program.sent()[1:] == [*TEN_SENT[:8], ["user", "text", "Continue."]]
+        assert [loss["action"] for loss in result["losses"]] == ["synthesised"]
+
+
+def test_every_call_has_one_result(program: Program) -> None:
+    result = program.ask(user("a"), turn("assistant", called("x y", "List.it"), called("call_1")),
+                         user(answered("call_1", "one"), "b"), turn("assistant", called("call_1")),
+                         user(answered("call_1", "two"), answered("gone", "three"), "c"))  # fmt: skip
+    sent = program.sent()
+    calls = [what[0] for _, kind, what in sent if kind == "call"]
+    assert calls == [what[0] for _, kind, what in sent if kind == "result"]
+    assert len(set(calls)) == 3
+    assert {loss["action"] for loss in result["losses"]} == {"renamed", "synthesised", "dropped"}
+
+
+def test_foreign_reasoning_is_dropped_and_listed_and_own_goes_back(program: Program) -> None:
+    first = program.ask(user("a"), scenario="think")
+    assert [(part["type"], part["text"]) for part in first["parts"]][0] == ("reasoning", "pondering")
+    back = turn("assistant", *first["parts"], origin=first["origin"])
+    second = program.ask(user("a"), back, user("b"), scenario="think")
+    assert (["assistant", "thinking", "c2lnbmF0dXJl"] in program.sent()) == (program.name == "claude")
+    assert [loss["action"] for loss in second["losses"]] == ([] if program.name == "claude" else ["dropped"])
+    foreign = turn("assistant", {"type": "reasoning", "text": "hm"}, "x", origin={"api": "google", "model": "g"})
+    third = program.ask(user("a"), foreign, user("b"))
+    assert "hm" not in json.dumps(program.sent())
+    assert [loss["action"] for loss in third["losses"]] == ["dropped"]
+
+
+def test_the_same_prefix_gives_the_same_bytes(program: Program) -> None:
+    ends = [n for n in range(1, 11) if TEN_TURNS[n - 1]["role"] == "user"]
+    histories = []
+    for end in ends:
+        request = {"system": "S", "turns": TEN_TURNS[:end], "schema": None}
+        made = program.module.session(program.target(), request)
+        again = program.module.session(program.target(), request)
+        assert made == again
+        if program.name == "claude":
+            histories.append(made["history"])
+        else:  # its last line says that the history is over
+            lines = codex.rollout(made["items"], codex.session_id(request)).splitlines(keepends=True)
+            histories.append(b"".join(lines[:-1]))
+    assert [later.startswith(earlier) for earlier, later in zip(histories, histories[1:], strict=False)] == [True] * 4
+    program.ask(*TEN_TURNS[:2], user("b"))
+    earlier_sent = program.sent()
+    program.ask(*TEN_TURNS[:2], user("b"), turn("assistant", "c"), user("d"))
+    assert program.sent()[: len(earlier_sent)] == earlier_sent
+
+
+def test_a_megabyte_goes_both_ways(program: Program) -> None:
+    prompt = "x" * (1 << 20)
+    assert program.ask(user(prompt), scenario="echo")["parts"][0]["text"].endswith(prompt)
+    program.ask(user(prompt), turn("assistant", prompt * 3), user("short"))
+    assert program.sent()[1:3] == [["user", "text", prompt], ["assistant", "text", prompt * 3]]
+    if program.name == "codex":
+        failed = program.failure(user(prompt + "x"))
+        assert (failed.code, failed.billed, len(program.calls())) == ("too_large", "no", 2)
+
+
+def test_a_schema_makes_no_difference_to_whether_it_works(program: Program) -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"],
+              "additionalProperties": False}  # fmt: skip
+    result = program.ask(*TEN_TURNS[:2], user("b"), scenario="json", schema=schema)
+    assert result["parts"] == [{"type": "text", "text": '{"answer": 42}'}]
+    if program.name == "codex":
+        assert program.calls()[-1]["body"]["text"]["format"]["schema"] == schema
+
+
+def test_text_streams_as_it_comes(program: Program) -> None:
+    result = program.ask(user("hi"), scenario="slow")
+    assert "".join(program.io.pieces) == result["parts"][0]["text"]
+    assert len(program.io.pieces) == (4 if program.name == "claude" else 1)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code", "billed", "most_calls"),
+    [
+        ("401", "auth", "no", 2),
+        ("403", "permission", "no", 1),
+        ("429", "rate_limit", "no", 2),
+        ("500", ("server", "overloaded"), "no", 2),
+        ("529", "overloaded", "no", 2),
+        ("413", "too_large", "no", 3),
+        ("cut", "cut", "unknown", 1),
+        ("reset", "cut", "unknown", 1),
+        ("html", ("malformed", "cut"), "unknown", 1),
+        ("empty", "empty", "yes", 2),
+    ],
+)
+def test_failures_have_their_causes(
+    program: Program, scenario: str, code: str | tuple[str, ...], billed: str, most_calls: int
+) -> None:
+    failed = program.failure(*TEN_TURNS, user("hi"), scenario=scenario)
+    assert failed.code in ((code,) if isinstance(code, str) else code)
+    assert failed.billed == billed
+    assert str(failed).startswith(f"{program.name}: ")
+    assert len(program.calls()) <= most_calls
+    if scenario == "cut" and program.name == "claude":
+        assert failed.result is not None
+        assert (failed.result["parts"], failed.result["finish"]) == ([{"type": "text", "text": "half an ans"}], "error")
+
+
+@pytest.mark.parametrize(("scenario", "finish"), [("length", ("length",)), ("refusal", ("refusal", "filter"))])
+def test_an_answer_cut_short_by_the_vendor_is_an_answer_and_says_so(
+    program: Program, scenario: str, finish: tuple[str, ...]
+) -> None:
+    result = program.ask(user("hi"), scenario=scenario)
+    assert result["finish"] in finish
+    assert result["parts"][0]["text"].startswith("LOOPBACK-OK")
+
+
+def test_a_refused_connection_is_known(program: Program) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        failed = program.failure(base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
+    assert (failed.code, failed.billed, failed.retryable) == ("network", "no", True)
+
+
+@pytest.mark.parametrize("scenario", ["hang", "stall"])
+def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> None:
+    begun = time.monotonic()
+    failed = program.failure(scenario=scenario, seconds=3)
+    assert (failed.code, failed.billed) == ("timeout", "unknown")
+    assert time.monotonic() - begun < 5
+    assert len(program.calls()) == 1
+
+
+def test_four_at_once(program: Program) -> None:
+    said: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        request = {"system": None, "turns": [*TEN_TURNS, user(f"I am {number}")], "schema": None}
+        said[number] = program.module.call(program.target("echo"), request, Io())["parts"][-1]["text"]
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {number: f"I am {number}" for number in range(4)}
+
+
+def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program, house: Path) -> None:
+    seen: list[bytes] = []
+
+    def look() -> None:
+        while not program.calls():
+            threading.Event().wait(0.01)
+        for pid in carrying(str(house)):
+            if pid != os.getpid():
+                seen.append(Path(f"/proc/{pid}/environ").read_bytes())
+                seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    program.ask(user("the prompt"), scenario="slow")
+    looker.join()
+    everything = b"\0".join(seen)
+    assert b"sk-canary-key" in everything
+    assert b"sk-canary-env" not in everything
+    assert b"sk-canary-key" not in b"".join(seen[1::2])
+    assert b"the prompt" not in everything
+
+
+def test_a_key_of_another_name_is_used_and_a_missing_one_named(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS[program.name])
+    monkeypatch.setenv("WORK_KEY", "sk-canary-key")
+    program.ask(user("hi"), key_env="WORK_KEY")
+    headers = program.calls()[-1]["headers"]
+    assert headers.get("x-api-key", headers.get("authorization")) == "***"
+    failed = program.failure(key_env="NO_KEY")
+    assert (failed.code, failed.billed) == ("auth", "no")
+    assert str(failed) == "the environment has no NO_KEY, which is to hold the key; export it"
+
+
+def test_usable_says_why_not(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert program.module.usable({}) == ""
+    monkeypatch.delenv(KEYS[program.name])
+    assert program.module.usable({}).startswith("no key (export ")
+    (tmp_path / "bin").mkdir()
+    other = tmp_path / "bin" / program.name
+    other.write_text("#!/bin/sh\necho another tool 1.0\n")
+    other.chmod(0o755)
+    monkeypatch.setenv(KEYS[program.name], "sk-canary-key")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    assert program.module.usable({}).startswith(f"{other} is another program of that name")
+    other.unlink()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    assert program.module.usable({}) == f"{program.name}: no such program on PATH; install it or fix PATH"
+    shutil.rmtree(tmp_path / "bin")
+
+
+def test_preview_shows_the_call_and_no_key(program: Program) -> None:
+    request = {"system": "SYS", "turns": [*TEN_TURNS, user("/newest")], "schema": None}
+    shown = program.module.preview(program.target(), request)
+    assert shown["argv"][0] == program.name
+    assert "/newest" in shown["stdin"]
+    assert "my name is Ada" in json.dumps(shown["files"])
+    assert "sk-canary" not in json.dumps(shown)
+
+
+def test_a_login_is_used_and_neither_moved_nor_copied(program: Program, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS[program.name])
+    home = house / "home"
+    if program.name == "claude":
+        token = {"accessToken": "sk-ant-oat01-x", "refreshToken": "r", "expiresAt": 4102444800000,
+                 "scopes": ["user:inference"], "subscriptionType": "max"}  # fmt: skip
+        (home / ".claude/.credentials.json").write_text(json.dumps({"claudeAiOauth": token}))
+        program.ask(user("before"))  # the first start of all makes its state in the home
+        before = files(house)
+        program.ask(*TEN_TURNS, user("/foo @/etc/hostname"))
+        assert files(house) == before
+        assert program.calls()[-1]["headers"]["authorization"] == "***"
+        assert program.sent()[1:] == [*TEN_SENT, ["user", "text", "/foo @/etc/hostname"]]
+        for path in [*set(before) - {str(home / ".claude/.credentials.json")}]:
+            if "backups" in path or path.endswith(".claude.json"):
+                os.unlink(path)
+    else:
+        (home / ".codex/auth.json").write_text('{"OPENAI_API_KEY": "sk-old"}')
+        with codex._login_in(str(house / "tmp"), shared=True):
+            assert (house / "tmp/auth.json").read_text() == '{"OPENAI_API_KEY": "sk-old"}'
+            (house / "tmp/auth.json").unlink()  # what codex does not do today
+            (house / "tmp/auth.json").write_text("renewed")
+        assert (home / ".codex/auth.json").read_text() == "renewed"
+        (house / "tmp/auth.json").unlink()
+    (home / (".claude/.credentials.json" if program.name == "claude" else ".codex/auth.json")).unlink()
+
+
+def test_an_interrupted_call_leaves_nothing(program: Program, house: Path) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    def when_it_hangs() -> None:
+        while not program.calls():
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    sender = threading.Thread(target=when_it_hangs)
+    sender.start()
+    try:
+        with pytest.raises(Interrupted):
+            program.ask(user("hi"), scenario="hang")
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
