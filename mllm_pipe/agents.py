@@ -10,7 +10,7 @@ import orjson
 
 from mllm_pipe import runtimes
 from mllm_pipe.errors import Usage
-from mllm_pipe.terminal import say
+from mllm_pipe.terminal import note
 
 Target = dict[str, Any]
 Agent = dict[str, Any]
@@ -87,7 +87,8 @@ def _named(name: str) -> tuple[Target, Agent]:
         configured = configuration["agents"][name]
         if not isinstance(configured.get("runtime"), str):
             raise Usage(f"{configuration['file']}: agents.{name}: runtime is missing")
-        target, _ = find(configured["runtime"]) if configured["runtime"] != name else _named_runtime(name, configuration)
+        same = configured["runtime"] == name  # an agent may bear the name of its runtime
+        target, _ = _named_runtime(name, configuration) if same else find(configured["runtime"])
         return target, {"name": name, "system": configured.get("system"), "instruction": configured.get("instruction")}
     if name in configuration.get("runtimes", {}):
         return _named_runtime(name, configuration)[0], agent
@@ -132,7 +133,7 @@ def read_configuration() -> dict[str, Any]:
         return _read(chosen, must=True)
     project = project_file()
     if project:
-        say(f"{project} is not used, it came with this directory; to use it: MLLM_CONFIG={shlex.quote(project)}")
+        note(f"{project} is not used, it came with this directory; to use it: MLLM_CONFIG={shlex.quote(project)}")
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return _read(os.path.join(home, "mllm-pipe", "mllm.toml"), must=False)
 

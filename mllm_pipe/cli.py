@@ -16,7 +16,7 @@ from mllm_pipe import __version__
 from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped
 from mllm_pipe.lines import MAX_LINE
 from mllm_pipe.stream import die_by
-from mllm_pipe.terminal import call_me, guard_descriptors, say
+from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
 
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -86,9 +86,15 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
         click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
                      help="Longest line that is taken (default 64 MiB)."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors."),
+        click.option("-q", "--quiet", is_flag=True, callback=_hush, help="Say nothing on stderr but errors."),
         *_COMMON,
     )  # fmt: skip
+
+
+def _hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
+    if quiet:
+        be_quiet()
+    return quiet
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from mllm_pipe.call import ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import NO_VERDICT, WRITE_FAILED, CallFailed, Failure, Outcome
 from mllm_pipe.stream import Thread
-from mllm_pipe.terminal import say
+from mllm_pipe.terminal import note, say
 
 
 class NoVerdict(Failure):
@@ -20,8 +20,8 @@ class NoVerdict(Failure):
 
 
 def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rubric: dict[str, Any],
-              about: dict[str, Any], made: list[Record], outcome: Outcome, timeout: float,
-              quiet: bool) -> Failure | None:  # fmt: skip
+              about: dict[str, Any], made: list[Record], outcome: Outcome,
+              timeout: float) -> Failure | None:  # fmt: skip
     """Ask the judge, once more if its answer is no verdict; the spans and the verdict are added to `made`.
 
     None when there is a verdict, else why there is none: the call failed, or NoVerdict.
@@ -56,8 +56,8 @@ def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rub
         if call.failure:
             return CallFailed(call.failure.code, f"{target['runtime']}: {call.failure}", billed=call.failure.billed)
         if call.made:
-            if call.made[0].get("self_judged") and not quiet:
-                say(f"thread {thread.id}: {target['runtime']} judged its own model's answer; --by another is fairer")
+            if call.made[0].get("self_judged"):
+                note(f"thread {thread.id}: {target['runtime']} judged its own model's answer; --by another is fairer")
             return None
         request = verdict.repair(request, call.result["parts"] if call.result else [], why)
     nothing = {"rubric": rubric["name"], "criteria": [], "score": None, "pass": None}

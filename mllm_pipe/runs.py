@@ -72,7 +72,7 @@ class Fold:
         }
 
     def _handoffs(self, spans: list[Record]) -> list[dict[str, Any]]:
-        """Every edge: the newest answer that a span worked on, else the question; who made it, and how long it waited."""
+        """Every edge: the newest answer that a span worked on, else the question; its maker, and how long it waited."""
         makers = {(s["thread"], made): s for s in self.spans.values() for made in s.get("output_ids", [])}
         edges = []
         for span in spans:

@@ -18,7 +18,7 @@ from typing import Any
 from mllm_pipe.envelope import Record, line_of, new_id, seconds_of, timestamp
 from mllm_pipe.errors import FAILED, BadRecord, Failure, InputCut, Outcome, Stopped, Usage, WriteFailed
 from mllm_pipe.lines import MAX_LINE, Lines, Long, bad_line, closes, named_thread, parse
-from mllm_pipe.terminal import kind_of, program, safe, say
+from mllm_pipe.terminal import kind_of, note, program, safe, say
 
 STARTED = time.time()
 PassOn = Callable[[Record], None]
@@ -192,7 +192,7 @@ class Source:
     def _report(self, line: bytes | Long, number: int, thread: str, why: str, *, known: bool) -> None:
         where = f"{self.name}: line {number}"
         if known:
-            say(f"{where}: torn by a write that was killed; known, nothing else is lost")
+            note(f"{where}: torn by a write that was killed; known, nothing else is lost")
         else:
             self.outcome.bad_lines += 1
             say(f"{where}: {why}; passed on as an error record")

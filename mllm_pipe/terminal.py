@@ -26,6 +26,17 @@ def say(text: str) -> None:
         pass
 
 
+def note(text: str) -> None:
+    """As `say`, for what is no error: nothing under -q."""
+    if not _quiet:
+        say(text)
+
+
+def be_quiet() -> None:
+    """From now on, notes are not said (-q)."""
+    _quiet.append(True)
+
+
 def program() -> str:
     """The name that the user called us by: dispatch, or mllm for its own subcommands."""
     return _program[0]
@@ -36,7 +47,8 @@ def call_me(name: str) -> None:
     _program[0] = name
 
 
-_program = ["mllm"]  # set once, at the start
+_program = ["mllm"]  # both set once, at the start
+_quiet: list[bool] = []
 
 
 def kind_of(descriptor: int) -> str:

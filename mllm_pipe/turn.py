@@ -9,7 +9,7 @@ from mllm_pipe.call import Call, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, Usage
 from mllm_pipe.stream import Thread
-from mllm_pipe.terminal import program, say
+from mllm_pipe.terminal import note, program
 from mllm_pipe.thread import (
     UNNAMED,
     admitted,
@@ -56,7 +56,7 @@ def open_turn(thread: Thread, prompt: str | None, agent: dict[str, Any], skip_an
         names = ", ".join(f"{speaker(answer)} {answer['id']}" for answer in rival)
         raise Usage(f"{len(rival)} answers and none preferred ({names}); fork at one: thread-append FILE --at ID TEXT")
     for ident in left_out(records, messages):
-        say(f"thread {thread.id}: message {ident} is on another branch and stays unanswered")
+        note(f"thread {thread.id}: message {ident} is on another branch and stays unanswered")
     made: list[Record] = []
     if prompt and not retry_of(messages, prompt):
         made.append(_user_message(thread.id, prompt, messages))
@@ -69,7 +69,8 @@ def open_turn(thread: Thread, prompt: str | None, agent: dict[str, Any], skip_an
     if answered(request):
         named = speaker(messages[-1]) != UNNAMED or agent["name"] == UNNAMED
         raise Usage(
-            "nothing to answer: it ends with this agent's own answer; give a PROMPT, speak --as another, or --skip-answered"
+            "nothing to answer: it ends with this agent's own answer; give a PROMPT, speak --as another, "
+            "or --skip-answered"
             if named else "nothing to answer: the last answer names no agent, so it counts as this agent's own; "
             "give a PROMPT, or let that one speak --as somebody too"
         )  # fmt: skip

@@ -25,6 +25,7 @@ class Io:
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.pieces: list[str] = []
+        self.run = "run-1"
         self.end = time.monotonic() + seconds
 
     def text(self, piece: str) -> None:

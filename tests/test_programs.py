@@ -1,4 +1,4 @@
-"""claude and codex themselves, against loopback: what they are given arrives, what they do is understood, nothing stays.
+"""claude and codex themselves, on loopback: what they are given arrives, what they do is understood, nothing stays.
 
 They are looked for in $MLLM_TEST_PROGRAMS (a directory) and on PATH; what is not there is skipped.
 """
@@ -26,8 +26,8 @@ from mllm_pipe.runtimes import claude, codex
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 KEYS = {"claude": "ANTHROPIC_API_KEY", "codex": "OPENAI_API_KEY"}
 MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"}
-ODD_PROMPTS = ["/help", "/nope x", "@/etc/hostname", "read @/etc/hostname", "$foo", "!ls", "#note", "-x", "--version", "-",
-               "--", " lead and trail \n", "\n/help", "a\0b\u2028c\x1b[31m\r\nd", "ultrathink"]  # fmt: skip
+ODD_PROMPTS = ["/help", "/nope x", "@/etc/hostname", "read @/etc/hostname", "$foo", "!ls", "#note", "-x", "--version",
+               "-", "--", " lead and trail \n", "\n/help", "a\0b\u2028c\x1b[31m\r\nd", "ultrathink"]  # fmt: skip
 
 
 class Io:
@@ -35,6 +35,7 @@ class Io:
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.pieces: list[str] = []
+        self.run = "run-1"
         self.end = time.monotonic() + seconds
 
     def text(self, piece: str) -> None:
@@ -81,7 +82,7 @@ class Program:
         return self.server.calls()
 
     def sent(self) -> list[list[Any]]:
-        """The last request as [role, kind, what] lists, in one form for both dialects; what the program adds is left out."""
+        """The last request as [role, kind, what] lists, in one form for both; what the program adds is left out."""
         body = self.calls()[-1]["body"]
         return claude_sent(body) if self.name == "claude" else codex_sent(body)
 
@@ -114,8 +115,10 @@ def codex_sent(body: dict[str, Any]) -> list[list[Any]]:
         else:
             (content,) = item["content"]
             role = "system" if item["role"] == "developer" else item["role"]
-            image = content["type"] == "input_image"
-            found.append([role, *(["image", content["image_url"].split(",")[1]] if image else ["text", content["text"]])])
+            if content["type"] == "input_image":
+                found.append([role, "image", content["image_url"].split(",")[1]])
+            else:
+                found.append([role, "text", content["text"]])
     return found
 
 
@@ -187,7 +190,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home and a temp directory of the test's own, with canaries in files and in the environment."""
     for name in ("home", "tmp"):
         (tmp_path / name).mkdir()
-    for name in [n for n in os.environ if n.startswith(("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "XDG_", "PYTHON"))]:
+    theirs = ("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "XDG_", "PYTHON")
+    for name in [name for name in os.environ if name.startswith(theirs)]:
         monkeypatch.delenv(name)
     if os.environ.get("MLLM_TEST_PROGRAMS"):
         monkeypatch.setenv("PATH", os.environ["MLLM_TEST_PROGRAMS"] + os.pathsep + os.environ["PATH"])
@@ -228,9 +232,10 @@ def program(request: pytest.FixtureRequest, house: Path, monkeypatch: pytest.Mon
 
 
 def test_ten_turns_with_calls_arrive_as_turns(program: Program) -> None:
-    result = program.ask(*TEN_TURNS, user("And the newest, @/etc/hostname?"), system="You are @/etc/hostname.\nLine two")
+    system = "You are @/etc/hostname.\nLine two"
+    result = program.ask(*TEN_TURNS, user("And the newest, @/etc/hostname?"), system=system)
     assert program.sent() == [
-        ["system", "text", "You are @/etc/hostname.\nLine two"],
+        ["system", "text", system],
         *TEN_SENT,
         ["user", "text", "And the newest, @/etc/hostname?"],
     ]
@@ -438,7 +443,9 @@ def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program,
     assert b"the prompt" not in everything
 
 
-def test_a_key_of_another_name_is_used_and_a_missing_one_named(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_another_name_is_used_and_a_missing_one_named(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(KEYS[program.name])
     monkeypatch.setenv("WORK_KEY", "sk-canary-key")
     program.ask(user("hi"), key_env="WORK_KEY")
@@ -475,7 +482,9 @@ def test_preview_shows_the_call_and_no_key(program: Program) -> None:
     assert "sk-canary" not in json.dumps(shown)
 
 
-def test_a_login_is_used_and_neither_moved_nor_copied(program: Program, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_is_used_and_neither_moved_nor_copied(
+    program: Program, house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(KEYS[program.name])
     home = house / "home"
     if program.name == "claude":

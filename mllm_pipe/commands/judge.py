@@ -25,7 +25,8 @@ from mllm_pipe.turn import complaint
 @click.option("--rubric", metavar="RUBRIC", help="By what: a NAME (correctness), @FILE, or a text of several words.")
 @click.option("--check", "rules", multiple=True, metavar="RULE",
               help="A check without a model: contains:TEXT, regex:RE, json, schema:FILE, exec:CMD, max-chars:N.")
-@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE", help="Least score that passes (default: the rubric's).")
+@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE",
+              help="Least score that passes (default: the rubric's).")
 @click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options
@@ -68,7 +69,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
             made.append(verdict_record(thread, about | {"author": author, "rubric": "check"} | found))
         if not measure or not target:
             return None
-        return by_model(thread, messages, target, measure, about, made, outcome, timeout, quiet)
+        return by_model(thread, messages, target, measure, about, made, outcome, timeout)
 
     for thread in source.threads():
         if thread.status == "failed":

@@ -13,7 +13,7 @@ from mllm_pipe.errors import FAILED, BadRecord, Failure, Missing, Outcome, Usage
 from mllm_pipe.message import Completer, extend
 from mllm_pipe.storage import Appender
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
-from mllm_pipe.terminal import kind_of, say
+from mllm_pipe.terminal import kind_of, note, say
 from mllm_pipe.thread import only_thread, text_of
 from mllm_pipe.threadfile import ThreadFile
 from mllm_pipe.turn import complaint
@@ -62,7 +62,7 @@ def command(file: str | None, text: tuple[str, ...], new: bool, role: str, syste
             raise Usage("--new: no TEXT; an empty message is never sent")
         thread = Thread(wanted or new_id())
         extend(thread, new_messages, at)
-        return _emit(thread, sink, outcome, note="" if quiet or not as_text else "new ")
+        return _emit(thread, sink, outcome, said="new " if as_text else "")
     if file == "-":
         refuse_own_output()
         if kind_of(0) in ("terminal", "null"):
@@ -77,7 +77,7 @@ def command(file: str | None, text: tuple[str, ...], new: bool, role: str, syste
     store = ThreadFile(Appender(file, sync=sync), messages_only=messages)
     if new_messages:
         thread = _extend_file(store, new_messages, sink, outcome, wanted, at)
-        return _emit(thread, sink, outcome, note="" if quiet or not as_text else f"{file}: ")
+        return _emit(thread, sink, outcome, said=f"{file}: " if as_text else "")
     if kind_of(0) in ("terminal", "null"):
         raise Usage(f"nothing to append: say a TEXT, or pipe records in: ... | thread-append {file}")
     if at:
@@ -118,11 +118,11 @@ def _read_text(piece: str) -> str:
         raise BadRecord(f"{piece[1:]} is no UTF-8 text; attach it with -a") from None
 
 
-def _emit(thread: Thread, sink: Sink, outcome: Outcome, *, note: str) -> int:
-    """Send on a thread that was made or read here. `note`: what a person is told first, "" for nothing."""
-    if note:
+def _emit(thread: Thread, sink: Sink, outcome: Outcome, *, said: str) -> int:
+    """Send on a thread that was made or read here. `said`: how what a person is told of it begins, "" for nothing."""
+    if said:
         count = sum(record["type"] == "message" for record in thread.records)
-        say(f"{note}thread {thread.id}: {count} message{'s' * (count != 1)}")
+        note(f"{said}thread {thread.id}: {count} message{'s' * (count != 1)}")
     thread.run = Source(outcome, sink.record).run()
     sink.thread(thread, [], "ok")
     sink.end(None, outcome)

@@ -13,8 +13,8 @@ file and its events. Further names that a module may define:
                                 what `call` would send: {"url"| "argv", "headers" | "env", "body" | "stdin"}, keys masked
 
 `target` (who is asked; made by mllm_pipe.agents):
-    {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...], "path": "...",
-     "base_url": "..." | None, "key_env": "..." | None, "headers": {...}, "cwd": "..." | None,
+    {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
+     "path": "...", "base_url": "..." | None, "key_env": "..." | None, "headers": {...}, "cwd": "..." | None,
      "pass_env": [...], "max_tokens": int | None}           keys that a kind has no use for are ignored by it
 
 `request` (what is asked; made by mllm_pipe.thread.view; never changed by a runtime):

@@ -129,7 +129,7 @@ def close(state: Json, cost_key: str | None = None) -> Json:
 
 
 def _is_text(part: Json) -> bool:
-    return part["type"] == "text"
+    return bool(part["type"] == "text")
 
 
 def _reasoning(state: Json) -> list[Json]:

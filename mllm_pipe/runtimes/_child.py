@@ -109,6 +109,7 @@ def run(
     (child_in, our_in), (our_out, child_out), (our_err, child_err), (woken, wake) = (_pipe() for _ in range(4))
     child, fds, streams = _Child(), (our_in, our_out, our_err, woken), (child_in, child_out, child_err)
     ours = set(fds)
+    _widen(our_out)
     try:
         threading.Thread(target=_tend, args=(child, program, command, env, streams, wake), daemon=True).start()
         child.started.wait()
@@ -243,13 +244,20 @@ def _pipe() -> tuple[int, int]:
     return moved[0], moved[1]
 
 
+def _widen(pipe: int) -> None:
+    """Lets a pipe hold 1 MiB, where that can be done: claude ends without what its full pipe did not take (seen)."""
+    import fcntl
+
+    with suppress(AttributeError, OSError):  # not Linux; over the user's limit
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+
 def _inherited() -> list[int]:
     """The open files beyond stderr that a child would inherit; our own pipes are not among them (PEP 446)."""
     found = []
     for fd in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):  # the one that listdir had open
-            if fd > 2 and os.get_inheritable(fd):
-                found.append(fd)
+            found += [fd] * (fd > 2 and os.get_inheritable(fd))
     return found
 
 

@@ -1,4 +1,4 @@
-"""From a view's turns to turns that one API can take as they are. Pure, but for files named by path.
+"""From a view's turns to turns that one API can take as they are. Pure.
 
 Rules that hold for all APIs (each was seen refused, or silently bent, by a vendor):
 - the results of a turn's calls come right after it, first in the user turn, in the order of the calls; a call without
@@ -13,18 +13,35 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes._files import IMAGES, as_text, embedded, not_taken
+
+__all__ = [
+    "IMAGES",
+    "Json",
+    "as_text",
+    "digest_id",
+    "embedded",
+    "error_as_text",
+    "legal_name",
+    "loss",
+    "not_taken",
+    "original_names",
+    "own",
+    "plain",
+    "render",
+    "rules",
+    "settle",
+    "tools",
+]
 
 Json = dict[str, Any]
 
-IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 NO_RESULT = "not executed"
 NO_USER_TEXT = "."  # no API takes an empty turn
 
@@ -121,60 +138,7 @@ def tools(asked: Json, rule: Json, losses: list[Json]) -> list[Json]:
     return offered
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def embedded(turns: Iterable[Json]) -> list[Json]:
-    """The turns with files that are named by path replaced by their bytes, in results too.
-
-    CallFailed("bad_request", billed="no") if a file is not there, or is not the one whose sha256 the part has.
-    """
-
-    def parts_of(parts: list[Json]) -> list[Json]:
-        return [part_of(part) for part in parts]
-
-    def part_of(part: Json) -> Json:
-        if part["type"] == "file" and "path" in part and "data" not in part:
-            return {key: value for key, value in part.items() if key != "path"} | {"data": _read(part)}
-        if part["type"] == "tool_result" and isinstance(part["content"], list):
-            return part | {"content": parts_of(part["content"])}
-        return part
-
-    return [turn | {"parts": parts_of(turn["parts"])} for turn in turns]
-
-
-def _read(part: Json) -> str:
-    path = part["path"]
-    try:
-        if not os.path.isfile(path):
-            raise FileNotFoundError
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        why = error.strerror or "no such file"
-        raise CallFailed("bad_request", f"{path}: {why}; the thread has it by path", billed="no") from None
-    if hashlib.sha256(data).hexdigest() != part["sha256"]:
-        said = f"{path}: it is not the file that the thread means, its sha256 differs"
-        raise CallFailed("bad_request", said, billed="no")
-    return base64.b64encode(data).decode()
-
-
-def as_text(part: Json) -> str | None:
-    """A text file (text/*, JSON, XML, YAML in UTF-8) as text with its name; None if it is no such file."""
-    kind = part["media_type"].split(";")[0].strip().lower()
-    if "data" not in part or not (kind.startswith("text/") or re.search(r"[/+](json|xml|yaml|toml)$", kind)):
-        return None
-    try:
-        text = base64.b64decode(part["data"]).decode()
-    except ValueError:
-        return None
-    return f"File {part.get('name') or kind}:\n\n{text}"
-
-
-def not_taken(part: Json, api: str) -> CallFailed:
-    """The failure for a file that an API has no place for; nothing is sent."""
-    name = part.get("name") or part.get("url") or "a file"
-    return CallFailed("bad_request", f"{api} takes no {part['media_type']} ({name})", billed="no")
+# -- the turns --------------------------------------------------------------------------------------------------------
 
 
 def plain(content: Any) -> tuple[str, list[Json]]:
@@ -190,9 +154,6 @@ def plain(content: Any) -> tuple[str, list[Json]]:
     return "\n".join(texts), [part for part in content if part["type"] == "file"]
 
 
-# -- the turns --------------------------------------------------------------------------------------------------------
-
-
 def settle(turns: list[Json], rule: Json) -> tuple[list[Json], list[Json]]:
     """(turns, losses): user, assistant and system turns in an order and of a content that the API takes.
 
@@ -201,13 +162,15 @@ def settle(turns: list[Json], rule: Json) -> tuple[list[Json], list[Json]]:
     losses: list[Json] = []
     found = _pair(turns, losses)
     out: list[Json] = []
+    seen: set[str] = set()
     fuse = False  # the last turn holds the results of the turn before it, and takes what the user says to them
     for index, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            parts, moved = _assistant(turn, rule, losses)
+            idents = _idents(turn, rule, seen, losses)
+            parts, moved = _assistant(turn, idents, rule, losses)
             if parts or rule["empty_answers"]:
                 out.append(turn | {"parts": parts})
-            results = _results(turn, found.get(index, {}), rule, losses, moved)
+            results = _results(turn, idents, found.get(index, {}), rule, losses, moved)
             fuse = bool(results or moved)
             if fuse:
                 out.append({"role": "user", "parts": results + moved, "ids": turn.get("ids"), "origin": None})
@@ -263,15 +226,40 @@ def _pair(turns: list[Json], losses: list[Json]) -> dict[int, dict[str, Json]]:
     return found
 
 
-def _results(turn: Json, found: dict[str, Json], rule: Json, losses: list[Json], moved: list[Json]) -> list[Json]:
+def _idents(turn: Json, rule: Json, seen: set[str], losses: list[Json]) -> list[str]:
+    """The ids under which the turn's calls are sent: legal, and no id twice in a thread (local models say call_1 in
+    each turn, and vendors refuse it). An API's own ids are its own affair."""
+    idents = []
+    for part in turn["parts"]:
+        if part["type"] != "tool_call":
+            continue
+        ident = part["id"] if own(turn, rule) else legal_id(part["id"], rule)
+        number = 1
+        while ident in seen and not own(turn, rule):
+            number += 1
+            ident = legal_id(f"{part['id']} {number}", rule | {"ids": _NONE})
+        if ident != part["id"]:
+            why = "an earlier call has it" if number > 1 else "the API refuses it"
+            loss(losses, turn, f"id of tool_call {part['id']}", "renamed", f"{ident}: {why}")
+        seen.add(ident)
+        idents.append(ident)
+    return idents
+
+
+_NONE = re.compile(r"(?!)")
+
+
+def _results(
+    turn: Json, idents: list[str], found: dict[str, Json], rule: Json, losses: list[Json], moved: list[Json]
+) -> list[Json]:
     """The results of a turn's calls, in their order; files that they may not hold are added to `moved`."""
     results = []
-    for call in (part for part in turn["parts"] if part["type"] == "tool_call"):
+    calls = [part for part in turn["parts"] if part["type"] == "tool_call"]
+    for call, ident in zip(calls, idents, strict=True):
         result = found.get(call["id"])
         if result is None:
             loss(losses, turn, f"result of tool_call {call['id']}", "synthesised", "every call wants a result")
             result = {"type": "tool_result", "content": NO_RESULT, "is_error": True}
-        ident = call["id"] if own(turn, rule) else legal_id(call["id"], rule)
         text, files = plain(result["content"])
         if files and not rule["result_files"]:
             for file in files:
@@ -286,9 +274,9 @@ def _results(turn: Json, found: dict[str, Json], rule: Json, losses: list[Json],
     return results
 
 
-def _assistant(turn: Json, rule: Json, losses: list[Json]) -> tuple[list[Json], list[Json]]:
+def _assistant(turn: Json, idents: list[str], rule: Json, losses: list[Json]) -> tuple[list[Json], list[Json]]:
     """(parts that can stand in an assistant turn, parts that must stand in the user turn after it)"""
-    ours = own(turn, rule)
+    ours, calls = own(turn, rule), iter(idents)
     parts: list[Json] = []
     moved: list[Json] = []
     for part in turn["parts"]:
@@ -303,12 +291,9 @@ def _assistant(turn: Json, rule: Json, losses: list[Json]) -> tuple[list[Json], 
         elif kind == "tool_call":
             call = part if ours else bare
             name = legal_name(part["name"], rule)
-            ident = part["id"] if ours else legal_id(part["id"], rule)
-            if ident != part["id"]:
-                loss(losses, turn, f"id of tool_call {part['id']}", "renamed", f"{ident}: the API refuses it")
             if name != part["name"]:
                 loss(losses, turn, f"name of tool_call {part['id']}", "renamed", f"{name}: the API refuses it")
-            call = call | {"id": ident, "name": name}
+            call = call | {"id": next(calls), "name": name}
             if rule["objects"] and "arguments_raw" in part and not exact:
                 call["arguments"] = {"_raw": part["arguments_raw"]}
                 loss(losses, turn, f"arguments of tool_call {part['id']}", "downgraded", "they are no JSON object")

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults, _turns
+from mllm_pipe.runtimes import _child, _faults, _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, wrong_program
 
 STREAMS = True
@@ -50,7 +50,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """
     rule = _turns.rules("claude", _endpoint(target), ids="[a-zA-Z0-9_-]+", names="[a-zA-Z0-9_-]{1,64}", objects=True,
                         blank_text=False, system="text", user_first=False)  # fmt: skip
-    turns, renamed = distinct(_turns.embedded(request["turns"]))
+    turns, renamed = distinct(_files.embedded(request["turns"]))
     turns, bent = _turns.settle(turns, rule)
     rendered, dropped, prefix = _turns.render(request["system"], turns, rule, target.get("model"), _messages)
     messages: list[dict[str, Any]] = []
@@ -73,7 +73,9 @@ def _messages(turn: dict[str, Any], keep: bool) -> list[dict[str, Any]]:
     """A settled turn as messages of the Messages API: one, or none. keep: with its reasoning."""
     parts = [part for part in turn["parts"] if part["type"] != "reasoning" or (keep and "raw" in part)]
     content = [_block(part) for part in parts]
-    return [{"role": turn["role"], "content": content}] if content else []
+    # Without the model's name the program takes the reasoning for another model's, and drops it.
+    named = {"model": turn["origin"]["model"]} if keep else {}
+    return [{"role": turn["role"], "content": content, **named}] if content else []
 
 
 def _block(part: dict[str, Any]) -> dict[str, Any]:
@@ -87,11 +89,11 @@ def _block(part: dict[str, Any]) -> dict[str, Any]:
         failed = {"is_error": True} if part["is_error"] else {}
         return {"type": "tool_result", "tool_use_id": part["call_id"], "content": inner, **failed}
     if kind == "file":
-        if (text := _turns.as_text(part)) is not None:
+        if (text := _files.as_text(part)) is not None:
             return {"type": "text", "text": text}
-        form = "image" if part["media_type"] in _turns.IMAGES else "document"
+        form = "image" if part["media_type"] in _files.IMAGES else "document"
         if "data" not in part or (form == "document" and part["media_type"] != "application/pdf"):
-            raise _turns.not_taken(part, "claude")
+            raise _files.not_taken(part, "claude")
         return {"type": form, "source": {"type": "base64", "media_type": part["media_type"], "data": part["data"]}}
     return part["raw"] if "raw" in part else {"type": "text", "text": part["text"]}
 
@@ -105,7 +107,9 @@ def _lines(messages: Sequence[dict[str, Any]]) -> bytes:
         first = lines[0]["uuid"] if lines else ident
         line = {"type": message["role"], "uuid": ident, "parentUuid": before, "sessionId": first}
         if message["role"] == "assistant":
-            message = {**message, "id": f"msg_{ident}"}  # messages without an id of their own are merged
+            # Messages without an id of their own are merged. One without a model ends the program in silence where no
+            # --model is given; the name of a real one would be taken for the model to go on with.
+            message = {"model": "assistant", **message, "id": f"msg_{ident}"}
         lines.append({**line, "timestamp": FIXED_TIME, "message": message})
         before = ident
     return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
@@ -202,6 +206,19 @@ def partial(events: Sequence[dict[str, Any]], made: Mapping[str, Any] | None = N
     }  # fmt: skip
 
 
+def with_end(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of a run that ended well, with a `result` in the place of one that was lost.
+
+    The program ends before its last, long lines are out, when nobody reads fast enough. The vendor's own end of the
+    answer came before them.
+    """
+    last: dict[str, Any] = next((e["event"] for e in reversed(events) if e["type"] == "stream_event"), {})
+    if (events and events[-1]["type"] == "result") or last.get("type") != "message_delta":
+        return events
+    stop, usage = last["delta"].get("stop_reason"), last.get("usage")
+    return [*events, {"type": "result", "is_error": False, "stop_reason": stop, "usage": usage}] if stop else events
+
+
 def _worth(result: dict[str, Any]) -> dict[str, Any] | None:
     """The partial result, if it says anything."""
     return result if result["parts"] or result["usage"] else None
@@ -229,7 +246,8 @@ def _parts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     pending = ""
     for event in events:
         if event["type"] == "stream_event":
-            pending = "" if event["event"]["type"] == "message_start" else pending + event["event"]["delta"]["text"]
+            begins = event["event"]["type"] == "message_start"
+            pending = "" if begins else pending + event["event"]["delta"].get("text", "")
         elif event["type"] == "assistant" and event["message"].get("model") != SYNTHETIC:
             pending = ""
             for block in event["message"]["content"]:
@@ -305,8 +323,8 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
         if event["type"] == "stream_event":
             if event["event"]["type"] == "message_start":
                 streamed.add(event["event"].get("message", {}).get("id"))
-            else:
-                io.text(event["event"]["delta"]["text"])
+            elif piece := event["event"].get("delta", {}).get("text"):
+                io.text(piece)
         elif event["type"] == "assistant" and event["message"].get("model") != SYNTHETIC:
             for block in event["message"]["content"]:
                 if block.get("type") == "text" and event["message"].get("id") not in streamed:
@@ -331,6 +349,8 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                 return reply(events, made, secrets)
             failed.result = failed.result or _worth(partial(events, made))
             raise
+    if ended.status == 0:
+        events = with_end(events)
     if events and events[-1]["type"] == "result":
         return reply(events, made, secrets)
     said = _child.last_line(ended.tail, secrets)
@@ -350,9 +370,8 @@ def _event(line: bytes) -> dict[str, Any] | None:
         known = isinstance(event.get("message", {}).get("content"), list)
     elif kind == "stream_event":
         inner = event.get("event", {})
-        known = event.get("parent_tool_use_id") is None and (
-            inner.get("type") == "message_start" or inner.get("delta", {}).get("type") == "text_delta"
-        )
+        whole = inner.get("type") in ("message_start", "message_delta")
+        known = event.get("parent_tool_use_id") is None and (whole or inner.get("delta", {}).get("type") == "text_delta")
     else:
         known = kind == "result"
     return event if known else None

@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults, _turns
+from mllm_pipe.runtimes import _child, _faults, _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, wrong_program
 
 STREAMS = True
@@ -57,7 +57,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """
     rule = _turns.rules("codex", _base_url(target, None), ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}",
                         result_files=False, user_first=False)  # fmt: skip
-    turns, renamed = distinct(_turns.embedded(request["turns"]))
+    turns, renamed = distinct(_files.embedded(request["turns"]))
     turns, bent = _turns.settle(turns, rule)
     turns = [_text_last(turn, bent) if turn["role"] == "user" else turn for turn in turns]
     items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
@@ -96,10 +96,10 @@ def _item(part: dict[str, Any], role: str) -> dict[str, Any]:
         return {"type": "function_call_output", "call_id": part["call_id"], "output": part["content"]}
     content = {"type": "output_text" if role == "assistant" else "input_text", "text": part.get("text")}
     if part["type"] == "file":
-        content["text"] = _turns.as_text(part)
+        content["text"] = _files.as_text(part)
         if content["text"] is None:
-            if "data" not in part or part["media_type"] not in _turns.IMAGES:
-                raise _turns.not_taken(part, "codex")
+            if "data" not in part or part["media_type"] not in _files.IMAGES:
+                raise _files.not_taken(part, "codex")
             content = {"type": "input_image", "image_url": f"data:{part['media_type']};base64,{part['data']}"}
     return {"type": "message", "role": role, "content": [content]}
 

@@ -1,0 +1,69 @@
+"""Files of a thread on their way to an API: read if they lie on disk and are the ones that are meant, or refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mllm_pipe.errors import CallFailed
+
+Json = dict[str, Any]
+
+IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+
+
+def embedded(turns: Iterable[Json]) -> list[Json]:
+    """The turns with files that are named by path replaced by their bytes, in results too.
+
+    CallFailed("bad_request", billed="no") if a file is not there, or is not the one whose sha256 the part has.
+    """
+
+    def parts_of(parts: list[Json]) -> list[Json]:
+        return [part_of(part) for part in parts]
+
+    def part_of(part: Json) -> Json:
+        if part["type"] == "file" and "path" in part and "data" not in part:
+            return {key: value for key, value in part.items() if key != "path"} | {"data": _read(part)}
+        if part["type"] == "tool_result" and isinstance(part["content"], list):
+            return part | {"content": parts_of(part["content"])}
+        return part
+
+    return [turn | {"parts": parts_of(turn["parts"])} for turn in turns]
+
+
+def _read(part: Json) -> str:
+    path = part["path"]
+    try:
+        if not os.path.isfile(path):
+            raise FileNotFoundError
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        why = error.strerror or "no such file"
+        raise CallFailed("bad_request", f"{path}: {why}; the thread has it by path", billed="no") from None
+    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+        said = f"{path}: it is not the file that the thread means, its sha256 differs"
+        raise CallFailed("bad_request", said, billed="no")
+    return base64.b64encode(data).decode()
+
+
+def as_text(part: Json) -> str | None:
+    """A text file (text/*, JSON, XML, YAML in UTF-8) as text with its name; None if it is no such file."""
+    kind = part["media_type"].split(";")[0].strip().lower()
+    if "data" not in part or not (kind.startswith("text/") or re.search(r"[/+](json|xml|yaml|toml)$", kind)):
+        return None
+    try:
+        text = base64.b64decode(part["data"]).decode()
+    except ValueError:
+        return None
+    return f"File {part.get('name') or kind}:\n\n{text}"
+
+
+def not_taken(part: Json, api: str) -> CallFailed:
+    """The failure for a file that an API has no place for; nothing is sent."""
+    name = part.get("name") or part.get("url") or "a file"
+    return CallFailed("bad_request", f"{api} takes no {part['media_type']} ({name})", billed="no")
