@@ -15,7 +15,8 @@ from mllm_pipe.terminal import note
 Target = dict[str, Any]
 Agent = dict[str, Any]
 
-_UNSET: Target = {"model": None, "base_url": None, "key_env": None, "pass_env": (), "max_tokens": None}
+_UNSET: Target = {"model": None, "base_url": None, "key_env": None, "pass_env": (), "max_tokens": None,
+                  "cwd": None, "allow": None}
 _DATA = os.path.join(os.path.dirname(__file__), "data")
 
 

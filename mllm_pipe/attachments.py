@@ -49,8 +49,17 @@ def media_type(data: bytes, name: str) -> str:
 
 
 def part(name: str) -> dict[str, Any]:
-    """The file as a content part, its bytes embedded. Usage if it is empty."""
+    """The file as a content part, its bytes embedded; a URL is named, and fetched by the vendor if at all.
+
+    Usage if the file is empty.
+    """
     import base64
+
+    if name.startswith(("https://", "http://")):
+        import mimetypes
+
+        kind = mimetypes.guess_type(name.split("?")[0])[0] or "application/octet-stream"
+        return {"type": "file", "media_type": kind, "url": name}
 
     data = read(name)
     if not data:

@@ -21,10 +21,12 @@ Result = dict[str, Any]
 class Io:
     """What a runtime has of us during a call: who hears its text, and how long it may take."""
 
-    def __init__(self, timeout_s: float, on_text: Callable[[str], None] | None = None, run: str = "") -> None:
-        """run: the run that this call is part of, which a program that is started may join."""
+    def __init__(
+        self, timeout_s: float, on_text: Callable[[str], None] | None = None, run: str = "", strict: bool = False
+    ) -> None:
+        """run: the run that this call is part of, which a program that is started may join. strict: no losses."""
         self.started = time.monotonic()
-        self.run = run
+        self.run, self.strict = run, strict
         self.timeout_s, self.on_text = timeout_s, on_text
         self.first_text: float | None = None
 
@@ -34,6 +36,14 @@ class Io:
             self.first_text = time.monotonic()
         if self.on_text:
             self.on_text(piece)
+
+    def lost(self, losses: list[dict[str, Any]]) -> None:
+        """What cannot be sent as it is, told before anything is sent. CallFailed("losses") if nothing may be lost."""
+        if self.strict and losses:
+            first = losses[0]
+            more = f", and {len(losses) - 1} more" if len(losses) > 1 else ""
+            why = f": {first['why']}" if first.get("why") else ""
+            raise CallFailed("losses", f"--strict: {first['what']} would be {first['action']}{why}{more}", billed="no")
 
     def left(self) -> float:
         """Seconds left of the deadline. CallFailed("timeout") when there are none."""
@@ -64,6 +74,7 @@ def ask(
     timeout_s: float,
     on_text: Callable[[str], None] | None = None,
     make: Callable[[Result, Record], list[Record]],
+    strict: bool = False,
 ) -> Call:
     """Ask the target. `about` is what the span says of the work: thread, op, parent_run_id, slot, agent, input_id.
 
@@ -74,7 +85,7 @@ def ask(
     run_id, key = new_id(), journal.key_of(target, request)
     name = {"runtime": target["runtime"], "model": target.get("model")}
     journal.intend(run_id, key, about | name)
-    io = Io(timeout_s, on_text, about["parent_run_id"])
+    io = Io(timeout_s, on_text, about["parent_run_id"], strict)
     started_at = timestamp()
     result: Result | None = None
     failure: CallFailed | None = None
@@ -107,8 +118,9 @@ def ask(
         "cost_source": got.get("cost_source"),
         "attempts": [attempt],
     }
-    if got.get("losses"):
-        span["losses"] = got["losses"]
+    losses = [*about.get("losses", []), *got.get("losses", [])]
+    if losses:
+        span["losses"] = losses
     made = make(result, span) if result and result["parts"] else []
     span["output_ids"] = [record["id"] for record in made]
     call = Call(span, result, failure, made)

@@ -103,7 +103,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What every call of a runtime can be told: -m, --base-url, --key-env, --pass-env, --max-tokens, --timeout."""
+    """What every call of a runtime can be told: -m, --base-url, --key-env, --pass-env, --max-tokens, --cwd, --allow, --timeout."""
     return _with(
         function,
         click.option("-m", "--model", metavar="MODEL", help="The model; also RUNTIME:MODEL or RUNTIME/MODEL."),
@@ -111,6 +111,10 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--key-env", metavar="NAME", help="The environment variable that holds the key."),
         click.option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
         click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer, for the APIs."),
+        click.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
+                     help="Where an agent program works (default: an empty directory)."),
+        click.option("--allow", type=click.Choice(["read", "write", "all"]),
+                     help="What an agent program may do by itself (default: nothing)."),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, envvar="MLLM_TIMEOUT",
                      metavar="SECONDS", help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
     )  # fmt: skip

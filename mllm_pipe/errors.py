@@ -38,6 +38,8 @@ STATUS_OF_CODE = {
     "length": CUT_OFF,  # stopped at the token limit
     "filter": CUT_OFF,
     "refusal": CUT_OFF,
+    "losses": FAILED,  # --strict, and something of the thread could not be sent as it is
+    "turns": BUDGET,  # the tools went on for longer than --max-turns
     "schema": CUT_OFF,  # structured output that does not hold to its schema
     "unrecorded": MISSING,  # replay has no answer for these turns
 }

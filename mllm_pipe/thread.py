@@ -13,7 +13,7 @@ from mllm_pipe.stream import Thread
 
 Turn = dict[str, Any]
 UNNAMED = "assistant"  # who speaks when nobody said a name
-USED = frozenset(["message", "verdict", "summary", "route"])
+USED = frozenset(["message", "verdict", "summary", "route", "tools"])
 
 
 def admitted(thread: Thread) -> list[Record]:
@@ -113,14 +113,10 @@ def content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 
 def text_of(content: str | list[dict[str, Any]]) -> str:
-    """What a person reads of a content: its texts and refusals, structured output as JSON."""
-    pieces = []
-    for part in parts_of(content):
-        if part["type"] in ("text", "refusal"):
-            pieces.append(part["text"])
-        elif part["type"] == "data":
-            pieces.append(orjson.dumps(part["value"]).decode())
-    return "".join(pieces)
+    """What a person reads of a content: its texts and refusals; structured output as JSON, where no text is its twin."""
+    parts = parts_of(content)
+    said = "".join(part["text"] for part in parts if part["type"] in ("text", "refusal"))
+    return said or "".join(orjson.dumps(part["value"]).decode() for part in parts if part["type"] == "data")
 
 
 def speaker(message: Record) -> str:
@@ -144,10 +140,11 @@ def quoted(message: Record) -> list[dict[str, Any]]:
 def transcript_text(parts: list[dict[str, Any]]) -> str:
     """Parts as plain text for a reader who has no form for them: calls and results as JSON, files by name."""
     lines = []
+    spoken = any(part["type"] == "text" for part in parts)
     for part in parts:
         if part["type"] in ("text", "refusal"):
             lines.append(part["text"])
-        elif part["type"] == "data":
+        elif part["type"] == "data" and not spoken:
             lines.append(orjson.dumps(part["value"]).decode())
         elif part["type"] == "tool_call":
             lines.append(f"[called {part['name']} with {orjson.dumps(part['arguments']).decode()}]")
@@ -187,6 +184,14 @@ def view(messages: list[Record], agent: str) -> dict[str, Any]:
     return {"system": "\n\n".join(system) or None, "turns": turns}
 
 
+def asked_again(request: dict[str, Any], parts: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """The request that goes on after an answer that would not do; it is no part of the thread."""
+    heard = {"type": "text", "text": transcript_text(parts) or "(nothing)"}
+    said = {"role": "assistant", "parts": [heard], "ids": [], "origin": None}
+    again = {"role": "user", "parts": [{"type": "text", "text": text}], "ids": [], "origin": None}
+    return request | {"turns": [*request["turns"], said, again]}
+
+
 def answered(request: dict[str, Any]) -> bool:
     """True if the view ends with this agent's own answer: there is nothing to answer."""
     return not request["turns"] or request["turns"][-1]["role"] == "assistant"
@@ -199,12 +204,12 @@ def framed(system: str | None, turns: list[Turn]) -> str:
     return "\n".join(pieces) + "\n"
 
 
-def retry_of(messages: list[Record], prompt: str) -> bool:
+def retry_of(messages: list[Record], prompt: str | list[dict[str, Any]]) -> bool:
     """True if the branch ends with this very prompt, unanswered: asking again is a retry, not a second question."""
     return bool(messages) and messages[-1]["role"] == "user" and messages[-1]["content"] == prompt
 
 
-def answers_prompt(messages: list[Record], prompt: str) -> bool:
+def answers_prompt(messages: list[Record], prompt: str | list[dict[str, Any]]) -> bool:
     """True if the branch ends with an answer to this very prompt: the batch has been here before."""
     return (
         len(messages) > 1

@@ -1,4 +1,4 @@
-"""Taking a turn: what is there to answer, the call, and the records that come of it. DESIGN §2."""
+"""Taking a turn: what is there to answer, the calls, and the records that come of them. DESIGN §2."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any
 
 from mllm_pipe.call import Call, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import CallFailed, Failure, Usage
+from mllm_pipe.errors import WRITE_FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.stream import Thread
-from mllm_pipe.terminal import note, program
+from mllm_pipe.terminal import note, program, say
 from mllm_pipe.thread import (
     UNNAMED,
     admitted,
     answered,
     answers_prompt,
+    asked_again,
     branch,
     content_of,
     left_out,
+    parts_of,
     retry_of,
     rivals,
     speaker,
@@ -31,24 +33,42 @@ CUT_SHORT = {
 }
 
 
+class Wish:
+    """What the user asks for beside the answer: everything that holds for all threads of a command."""
+
+    def __init__(self, target: dict[str, Any], agent: dict[str, Any], timeout_s: float) -> None:
+        """target, agent: of mllm_pipe.agents. The agent is {"name", "system", "instruction"}."""
+        self.target, self.agent, self.timeout_s = target, agent, timeout_s
+        self.prompt: str | list[dict[str, Any]] | None = None
+        self.skip_answered = self.strict = False
+        self.last: int | None = None  # this many messages, at most
+        self.schema: dict[str, Any] | None = None
+        self.options: dict[str, Any] = {}
+        self.tools: list[dict[str, Any]] = []
+        self.run_tool: Callable[[bytes], tuple[int, str, str]] | None = None
+        self.max_turns = 10
+        self.on_text: Callable[[str], None] | None = None
+
+
 class Turn:
-    """A turn to take: the messages made for it (the prompt), what is asked, and the message it follows."""
+    """A turn to take: the branch that it follows, what was made for it (prompt, tools), and what is asked."""
 
-    __slots__ = ("made", "request", "tip")
+    __slots__ = ("messages", "made", "request")
 
-    def __init__(self, made: list[Record], request: dict[str, Any], tip: str) -> None:
-        self.made, self.request, self.tip = made, request, tip
+    def __init__(self, messages: list[Record], made: list[Record], request: dict[str, Any]) -> None:
+        self.messages, self.made, self.request = messages, made, request
 
 
-def open_turn(thread: Thread, prompt: str | None, agent: dict[str, Any], skip_answered: bool) -> Turn | None:
-    """The turn that `agent` {"name", "system", "instruction"} is to take; None if the thread is to be skipped.
+def open_turn(thread: Thread, wish: Wish) -> Turn | None:
+    """The turn that the agent is to take; None if the thread is to be skipped.
 
     BadRecord if the thread is unsound; Usage if there is nothing to answer, or several answers and none preferred;
     CallFailed if it is to be skipped, but its answer was cut short: it is no better for being old.
     """
+    agent, prompt = wish.agent, wish.prompt
     records = admitted(thread)
     messages = branch(records)
-    if skip_answered and messages and (answers_prompt(messages, prompt) if prompt else _own(messages[-1], agent)):
+    if wish.skip_answered and messages and (answers_prompt(messages, prompt) if prompt else _own(messages[-1], agent)):
         if messages[-1].get("finish") in CUT_SHORT:
             raise cut_short(messages[-1]["finish"], billed="no")
         return None
@@ -58,12 +78,26 @@ def open_turn(thread: Thread, prompt: str | None, agent: dict[str, Any], skip_an
     for ident in left_out(records, messages):
         note(f"thread {thread.id}: message {ident} is on another branch and stays unanswered")
     made: list[Record] = []
+    tools = wish.tools
+    if tools or any(record["type"] == "tools" for record in records):
+        from mllm_pipe import tools as tooling
+
+        if not tools:
+            tools = tooling.declared(records)
+        elif tools != tooling.declared(records):
+            made.append(tooling.record_of(thread, tools))
     if prompt and not retry_of(messages, prompt):
         made.append(_user_message(thread.id, prompt, messages))
     elif not prompt and agent["instruction"] and answered(view(messages, agent["name"])):
         made.append(_user_message(thread.id, agent["instruction"], messages))
-    messages = [*messages, *made]
-    request = view(messages, agent["name"])
+    messages = messages + [record for record in made if record["type"] == "message"]
+    return Turn(messages, made, request_of(messages, wish, tools))
+
+
+def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is asked of the target, in the shape of mllm_pipe.runtimes. Usage if there is nothing to answer."""
+    agent = wish.agent
+    request = view(messages[-wish.last :] if wish.last else messages, agent["name"])
     if not request["turns"] or not request["turns"][-1]["parts"]:
         raise Usage("nothing to answer: it asks nothing yet; give a PROMPT")
     if answered(request):
@@ -75,46 +109,97 @@ def open_turn(thread: Thread, prompt: str | None, agent: dict[str, Any], skip_an
             "give a PROMPT, or let that one speak --as somebody too"
         )  # fmt: skip
     request["system"] = "\n\n".join(filter(None, [request["system"], agent["system"]])) or None
-    return Turn(made, request | {"schema": None}, messages[-1]["id"])
+    request["schema"] = wish.schema
+    request |= {"tools": tools} if tools else {}
+    request |= {"options": wish.options} if wish.options else {}
+    return request
 
 
-def take(
-    turn: Turn,
-    thread: Thread,
-    target: dict[str, Any],
-    agent: dict[str, Any],
-    *,
-    timeout_s: float,
-    on_text: Callable[[str], None] | None,
-) -> tuple[Call, list[Record], CallFailed | None]:
-    """Ask, and make the records: (the call, [answer, span, error], why it failed if it did)."""
+def take(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome, made: list[Record]) -> CallFailed | None:
+    """Ask until there is an answer to give: once, but for a repair of its form and for tools that are run.
+
+    Everything that comes of it is added to `made`: answers, spans, results of tools, an error record. Why it failed,
+    if it did.
+    """
+    request, messages = turn.request, turn.messages
+    for _ in range(wish.max_turns):
+        answer, failure = _answer(request, messages, thread, wish, outcome, made)
+        if not answer or answer["finish"] != "tool" or not wish.run_tool:
+            return failure
+        from mllm_pipe.tools import answer_calls
+
+        *spans, results = answer_calls(answer, wish.run_tool, thread.run)
+        made += [*spans, results]
+        messages = [*messages, answer, results]
+        request = request_of(messages, wish, request.get("tools", []))
+    failure = CallFailed("turns", f"it still calls tools after {wish.max_turns} turns; --max-turns sets the limit",
+                         billed="yes")  # fmt: skip
+    made.append(complaint(failure, thread))
+    return failure
+
+
+def _answer(request: dict[str, Any], messages: list[Record], thread: Thread, wish: Wish, outcome: Outcome,
+            made: list[Record]) -> tuple[Record | None, CallFailed | None]:  # fmt: skip
+    """One answer, asked for once more if it does not hold to the schema wanted; it, and why there is no whole one."""
+    for _ in range(2):
+        call, failure = _ask(request, messages, thread, wish, outcome)
+        answer = next((record for record in call.made if record.get("finish") != "error"), None)
+        why = ""
+        if answer and wish.schema and answer["finish"] == "stop":
+            answer, why = _fitted(answer, wish.schema)
+        made += [answer, call.span] if answer else [call.span]
+        if failure:
+            error = complaint(failure, thread, call.span)
+            made.append(error | ({"content": call.made[0]["content"]} if call.made and not answer else {}))
+        if not why:
+            return answer, failure
+        parts = call.result["parts"] if call.result else []
+        request = asked_again(request, parts, f"That does not hold to the schema: {why}. Answer again: the JSON alone.")
+    failure = CallFailed("schema", f"twice it did not hold to the schema: {why}", billed="yes")
+    made.append(complaint(failure, thread, call.span) | {"content": call.made[0]["content"]})
+    return None, failure
+
+
+def _fitted(answer: Record, schema: dict[str, Any]) -> tuple[Record | None, str]:
+    """The answer with its value as a data part, or None and why it does not hold. It is in the journal either way."""
+    from mllm_pipe import structured
+
+    parts = parts_of(answer["content"])
+    value, why = structured.value_of(parts, schema)
+    return (None, why) if why else (answer | {"content": structured.with_value(parts, value)}, "")
+
+
+def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: Wish,
+         outcome: Outcome) -> tuple[Call, CallFailed | None]:  # fmt: skip
+    """One call: it and why it gave no whole answer. What the journal could not keep is told of at once."""
+    agent, target, tip = wish.agent, wish.target, messages[-1]["id"]
+    dropped = max(0, len(messages) - wish.last) if wish.last else 0
     about = {"thread": thread.id, "op": "dispatch", "slot": "response", "agent": agent["name"],
-             "parent_run_id": thread.run, "input_id": turn.tip}  # fmt: skip
+             "parent_run_id": thread.run, "input_id": tip}  # fmt: skip
     if agent["system"]:
         about["system"] = agent["system"]
+    if dropped:
+        about["losses"] = [{"what": f"{dropped} older messages", "action": "dropped", "why": f"--last {wish.last}"}]
 
     def make(result: dict[str, Any], span: Record) -> list[Record]:
         author = {"agent": agent["name"], "runtime": target["runtime"], "model": span["model"]}
         answer: Record = {
             "v": 1, "type": "message", "thread": thread.id, "id": new_id(), "at": timestamp(), "role": "assistant",
             "content": content_of(result["parts"]), "author": author | {"provider": result.get("provider")},
-            "reply_to": turn.tip, "run_id": span["id"], "parent_run_id": thread.run, "finish": result["finish"],
+            "reply_to": tip, "run_id": span["id"], "parent_run_id": thread.run, "finish": result["finish"],
         }  # fmt: skip
         if result.get("origin"):
             answer["origin"] = result["origin"]
         return [answer]
 
-    call = ask(target, turn.request, about, timeout_s=timeout_s, on_text=on_text, make=make)
+    call = ask(target, request, about, timeout_s=wish.timeout_s, on_text=wish.on_text, make=make, strict=wish.strict)
+    if call.unkept:
+        say(f"thread {thread.id}: {call.unkept}")
+        outcome.fail(WRITE_FAILED)
     failure = call.failure
     if failure is None and call.result and call.result["finish"] in CUT_SHORT:
         failure = cut_short(call.result["finish"], billed="yes")
-    made = [*(record for record in call.made if record.get("finish") != "error"), call.span]
-    if failure:
-        error = complaint(failure, thread, call.span)
-        if call.failure and call.made:
-            error["content"] = call.made[0]["content"]
-        made.append(error)
-    return call, made, failure
+    return call, failure
 
 
 def cut_short(finish: str, *, billed: str) -> CallFailed:
@@ -140,9 +225,9 @@ def _own(message: Record, agent: dict[str, Any]) -> bool:
     return message["role"] == "assistant" and speaker(message) in (agent["name"], UNNAMED)
 
 
-def _user_message(thread: str, text: str, before: list[Record]) -> Record:
+def _user_message(thread: str, content: str | list[dict[str, Any]], before: list[Record]) -> Record:
     message: Record = {"v": 1, "type": "message", "thread": thread, "id": new_id(), "at": timestamp()}
-    message |= {"role": "user", "content": text}
+    message |= {"role": "user", "content": content}
     if before:
         message["reply_to"] = before[-1]["id"]
     return message

@@ -13,7 +13,7 @@ import orjson
 
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Missing, Usage
-from mllm_pipe.thread import fenced, parts_of, speaker, text_of, transcript_text
+from mllm_pipe.thread import asked_again, fenced, parts_of, speaker, text_of, transcript_text
 
 SCALE = (1, 5)  # scores are asked as whole numbers; stored as 0..1
 
@@ -73,11 +73,8 @@ def _speaker(message: Record) -> str:
 
 def repair(request: dict[str, Any], parts: list[dict[str, Any]], why: str) -> dict[str, Any]:
     """The request that asks again, after an answer that was no verdict."""
-    said = {"role": "assistant", "parts": [{"type": "text", "text": transcript_text(parts) or "(nothing)"}],
-            "ids": [], "origin": None}  # fmt: skip
     again = f"That is no valid verdict: {why}. Answer again: the JSON object alone, in the form asked for."
-    ask = {"role": "user", "parts": [{"type": "text", "text": again}], "ids": [], "origin": None}
-    return request | {"turns": [*request["turns"], said, ask]}
+    return asked_again(request, parts, again)
 
 
 def read(parts: list[dict[str, Any]], rubric: dict[str, Any]) -> dict[str, Any]:

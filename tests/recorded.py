@@ -41,7 +41,11 @@ def streams(folder):
             (b"event: " + name[1] + b"\n" if name else b"") + b"data: " + line + b"\n\n"
             for name, line in zip(names, lines, strict=True)
         ]
-        found.append((path.name, b"".join(events)))
+        whole = b"".join(events)
+        several = re.split(
+            rb"(?<=\"type\":\"message_stop\"}\n\n)(?=event)", whole
+        )  # some files hold a whole loop of calls
+        found += [(path.name + f" {n}" * (n > 1), answer) for n, answer in enumerate(several, 1)]
     for path in sorted((DATA / "recorded" / folder).rglob("*.sse")):
         found.append((path.name, path.read_bytes()))
     assert found
@@ -110,10 +114,13 @@ def view(records):
     return {"system": "\n\n".join(system) or None, "turns": turns, "schema": None}
 
 
-def steps(request):
-    """The requests of the turns up to each user turn: what was asked as the thread grew."""
+def steps(request, answered_only=False):
+    """The requests of the turns up to each user turn (that an answer follows): what was asked as the thread grew."""
     turns = request["turns"]
-    return [request | {"turns": turns[: i + 1]} for i, turn in enumerate(turns) if turn["role"] == "user"]
+    ends = [i + 1 for i, turn in enumerate(turns) if turn["role"] == "user"]
+    if answered_only:
+        ends = [end for end in ends if end == len(turns) or turns[end]["role"] == "assistant"]
+    return [request | {"turns": turns[:end]} for end in ends]
 
 
 def answered(module, target, request, result):

@@ -40,6 +40,7 @@ GOOD = {
     "route": {"router": ["r"], "target": ["a", None], "by": ["rule:x", "model"], "confidence": [0, 0.5, 1]},
     "verdict": {"about": [["m"], ["m", ""]], "pass": [True, False, None], "criteria": [[{"name": "x", "score": 1}], [{}]]},
     "summary": {"content": ["x"], "covers": [["m"], []]},
+    "tools": {"tools": [[{"name": "x", "parameters": {}}], [{"name": ""}], [{}], []]},
     "error": {"code": ["c"], "message": ["x"], "line": [1, 0, 1.0], "billed": ["no"]},
     "handoff": {"status": ["ok"], "parent_run_id": ["r"]},
     "begin": {},

@@ -90,7 +90,9 @@ def test_a_stream_cut_anywhere_is_never_whole(name):
 
 def candidate(finish, *parts, **more):
     parts = parts or ({"text": "x"},)
-    return reply([{"responseId": "r", "candidates": [{"content": {"parts": list(parts)}, "finishReason": finish}]} | more])
+    return reply(
+        [{"responseId": "r", "candidates": [{"content": {"parts": list(parts)}, "finishReason": finish}]} | more]
+    )
 
 
 @pytest.mark.parametrize("raw, finish", _google_reply.FINISHES.items())
@@ -106,7 +108,9 @@ def test_what_is_no_answer_is_no_success():
     with pytest.raises(CallFailed) as failure:
         candidate("STOP", {"text": ""})
     assert failure.value.code == "empty"
-    blocked = reply([{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 3}}])
+    blocked = reply(
+        [{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 3}}]
+    )
     assert (blocked["finish"], blocked["parts"]) == ("filter", []) and blocked["usage"] == {"input_tokens": 3}
 
 
@@ -194,8 +198,11 @@ def test_schema_tools_and_options_find_their_place():
                     tools=[{"name": "a b", "description": "d", "schema": {"type": "object"}}])  # fmt: skip
     body, losses = google.request(TARGET | {"max_tokens": 5}, request)
     assert body["generationConfig"] == {
-        "maxOutputTokens": 5, "responseMimeType": "application/json", "responseJsonSchema": {"type": "object"}, "seed": 1,
-    }  # fmt: skip
+        "maxOutputTokens": 5,
+        "responseMimeType": "application/json",
+        "responseJsonSchema": {"type": "object"},
+        "seed": 1,
+    }
     name = body["tools"][0]["functionDeclarations"][0]["name"]
     assert body["toolConfig"]["functionCallingConfig"] == {"mode": "ANY", "allowedFunctionNames": [name]}
     call = {"functionCall": {"name": name, "args": {}}}
@@ -279,6 +286,8 @@ def test_events_of_strange_shapes_are_malformed_and_no_defect():
     for value in strange:
         for name in ("candidates", "usageMetadata", "promptFeedback", "modelVersion"):
             try:
-                reply([{name: value}, {"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}]}])
+                reply(
+                    [{name: value}, {"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}]}]
+                )
             except CallFailed:
                 pass

@@ -176,6 +176,9 @@ def test_other_hosts_go_through_the_proxy_of_the_environment(monkeypatch):
         assert got[0][0].startswith(b"POST http://models.example/v1 ")
         monkeypatch.setenv("no_proxy", "models.example")
         assert _http._proxy("http", "models.example") is None
+        monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
+        with pytest.raises(Usage, match="pip install socksio"):
+            post("https://other.example")
 
 
 def test_loopback_is_told_from_what_only_looks_like_it():

@@ -220,7 +220,9 @@ def test_a_call_gives_a_result_and_its_origin(server):
     assert "".join(io.heard) == result["parts"][1]["text"]
     assert (result["finish"], result["provider"], result["origin"]["api"]) == ("stop", "openai", "openai")
     assert server.calls()[0]["body"]["store"] is False and server.calls()[0]["path"] == "/v1/responses"
-    again = HI | {"turns": [*HI["turns"], turn(1, "assistant", result["parts"], result["origin"]), turn(2, "user", "?")]}
+    again = HI | {
+        "turns": [*HI["turns"], turn(1, "assistant", result["parts"], result["origin"]), turn(2, "user", "?")]
+    }
     assert call(server, "think", again)["losses"] == []
     assert [i["type"] for i in server.calls()[1]["body"]["input"]] == ["message", "reasoning", "message", "message"]
 

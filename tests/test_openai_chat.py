@@ -70,7 +70,9 @@ def test_a_recorded_reply_goes_back_as_it_came(name, body):
 @pytest.mark.parametrize("name, stream", STREAMS, ids=ids(STREAMS))
 def test_a_recorded_stream_is_whole_and_goes_back(name, stream):
     result = reply(_sse.values([stream]), profile={"reasoning_key": "reasoning_content"})
-    assert result["finish"] == ("tool" if "tool" in name else "length" if name == "deepseek-text.chunks.txt" else "stop")
+    assert result["finish"] == (
+        "tool" if "tool" in name else "length" if name == "deepseek-text.chunks.txt" else "stop"
+    )
     if "fallback" not in name:
         assert result["usage"]["output_tokens"] >= result["usage"].get("reasoning_tokens", 0)
     body, losses = openai_chat.request(TARGET, answered(openai_chat, TARGET, HI, result))
@@ -79,7 +81,9 @@ def test_a_recorded_stream_is_whole_and_goes_back(name, stream):
         json.loads(call["function"]["arguments"])
 
 
-@pytest.mark.parametrize("name", ["mistral-tool-call.chunks.txt", "groq-tool-call.chunks.txt", "mistral-text.chunks.txt"])
+@pytest.mark.parametrize(
+    "name", ["mistral-tool-call.chunks.txt", "groq-tool-call.chunks.txt", "mistral-text.chunks.txt"]
+)
 def test_a_stream_cut_anywhere_is_never_whole(name):
     stream = dict(STREAMS)[name]
     finish = re.search(rb'"finish_reason":"(stop|tool_calls)"', stream)
@@ -384,7 +388,19 @@ def test_without_a_model_it_says_how_to_name_one():
 
 def test_chunks_of_strange_shapes_are_malformed_and_no_defect():
     base = chunks({"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f"}}]})
-    for strange in (None, 1, "x", [], {}, [1], {"a": None}, True, [{}], [{"delta": 1}], [{"delta": {"tool_calls": [1]}}]):
+    for strange in (
+        None,
+        1,
+        "x",
+        [],
+        {},
+        [1],
+        {"a": None},
+        True,
+        [{}],
+        [{"delta": 1}],
+        [{"delta": {"tool_calls": [1]}}],
+    ):
         for name in ("choices", "usage", "id", "model", "x_groq"):
             for values in ([base[0] | {name: strange}, base[1]], [base[0], base[1] | {name: strange}]):
                 try:

@@ -112,7 +112,7 @@ def codex_sent(body: dict[str, Any]) -> list[list[Any]]:
             found.append(["assistant", "call", [item["call_id"], item["name"], json.loads(item["arguments"])]])
         elif item["type"] == "function_call_output":
             found.append(["user", "result", [item["call_id"], item["output"]]])
-        else:
+        elif item["type"] == "message":
             (content,) = item["content"]
             role = "system" if item["role"] == "developer" else item["role"]
             if content["type"] == "input_image":
@@ -336,6 +336,29 @@ def test_a_megabyte_goes_both_ways(program: Program) -> None:
     if program.name == "codex":
         failed = program.failure(user(prompt + "x"))
         assert (failed.code, failed.billed, len(program.calls())) == ("too_large", "no", 2)
+
+
+def test_an_answer_whose_last_lines_were_lost_is_whole_if_the_vendor_ended_it() -> None:
+    def event(**inner: Any) -> dict[str, Any]:
+        return {"type": "stream_event", "event": inner}
+
+    start = event(type="message_start", message={"id": "msg_1", "model": "m"})
+    text = event(type="content_block_delta", delta={"type": "text_delta", "text": "all of it"})
+    end = event(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"input_tokens": 3, "output_tokens": 4})
+    result = claude.reply(claude.with_end([start, text, end]))
+    assert result["parts"] == [{"type": "text", "text": "all of it"}]
+    assert (result["finish"], result["model"]) == ("stop", "m")
+    assert result["usage"] == {"input_tokens": 3, "cache_read_tokens": 0, "cache_write_tokens": 0, "output_tokens": 4}
+    assert (result["cost_usd"], result["cost_source"]) == (None, None)
+    assert claude.with_end([start, text]) == [start, text]
+
+
+def test_no_model_is_the_programs_own(program: Program) -> None:
+    result = program.ask(*TEN_TURNS, user("hi"), model=None)
+    assert result["finish"] == "stop"
+    sent = program.sent()  # where the system text stands is the model's choice
+    assert [turn for turn in sent if turn[0] != "system"] == [*TEN_SENT, ["user", "text", "hi"]]
+    assert [turn for turn in sent if turn[0] == "system"] == [["system", "text", "SYS"]]
 
 
 def test_a_schema_makes_no_difference_to_whether_it_works(program: Program) -> None:

@@ -12,9 +12,9 @@ from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _sse
 
 STREAM = (
-    b": hello\r\n\r\nevent: one\r\ndata: {\"a\": 1}\r\n\r\n"
-    b"data: {\"b\":\ndata:  2}\nid: 7\n\n\n"
-    b"event: three\rdata: {\"c\": \"\xe2\x80\xa8\xc2\x85\x0c\"}\r\rdata\n\ndata: [4]"
+    b': hello\r\n\r\nevent: one\r\ndata: {"a": 1}\r\n\r\n'
+    b'data: {"b":\ndata:  2}\nid: 7\n\n\n'
+    b'event: three\rdata: {"c": "\xe2\x80\xa8\xc2\x85\x0c"}\r\rdata\n\ndata: [4]'
 )
 EVENTS = [
     ("one", b'{"a": 1}'),
@@ -69,7 +69,7 @@ def test_values_are_those_of_events_or_of_one_document():
     assert list(_sse.values([b"[1, 2]"])) == [1, 2]
     assert list(_sse.values([b"data: 1\n\n", b"data: 2\n\ndata: [DONE]\n\ndata: 3\n\n"])) == [1, 2]
     assert list(_sse.values([b'data: "\xff"\n\n'])) == ["\ufffd"]
-    assert list(_sse.values([])) == list(_sse.values([b"\n"])) == list(_sse.values([b'{"a": ']))  == []
+    assert list(_sse.values([])) == list(_sse.values([b"\n"])) == list(_sse.values([b'{"a": '])) == []
 
 
 def test_a_torn_last_event_is_left_out_and_a_broken_one_before_others_is_refused():

@@ -15,7 +15,8 @@ file and its events. Further names that a module may define:
 `target` (who is asked; made by mllm_pipe.agents):
     {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
      "path": "...", "base_url": "..." | None, "key_env": "..." | None, "headers": {...}, "cwd": "..." | None,
-     "pass_env": [...], "max_tokens": int | None}           keys that a kind has no use for are ignored by it
+     "pass_env": [...], "max_tokens": int | None,
+     "allow": None | "read" | "write" | "all"}              keys that a kind has no use for are ignored by it
 
 `request` (what is asked; made by mllm_pipe.thread.view; never changed by a runtime):
     {"system": str | None, "turns": [turn, ...], "schema": JSON Schema | None}
@@ -27,6 +28,7 @@ file and its events. Further names that a module may define:
 `io` (mllm_pipe.call.Io):
     io.text(str)        a piece of the answer has come: streams it to who looks on and takes the time of the first
     io.run              the run's id; a program that is started gets it as MLLM_PARENT_RUN_ID
+    io.lost(losses)     to be called with the losses of the rendering, right before it is sent (--strict refuses there)
     io.left()           seconds left of the call's deadline, as float; raises CallFailed("timeout") when there are none
 
 `result`:

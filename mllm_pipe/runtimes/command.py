@@ -118,7 +118,13 @@ def run_check(argv: list[str], answer: bytes, left: Any) -> tuple[int, str]:
 
     CallFailed if it cannot be run, or does not end within left().
     """
+    status, out, said = run_tool(argv, answer, left)
+    return status, said or _child.last_line(out)
+
+
+def run_tool(argv: list[str], data: bytes, left: Any) -> tuple[int, str, str]:
+    """Runs a program that is no runtime: `data` on its stdin; its status, its stdout, the last line of its stderr."""
     env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS}
     output = bytearray()
-    ended = _child.run(argv, stdin=answer, env=env, cwd=None, left=left, on_bytes=output.extend)
-    return ended.status, _child.last_line(ended.tail) or _child.last_line(output.decode("utf-8", "replace"))
+    ended = _child.run(argv, stdin=data, env=env, cwd=None, left=left, on_bytes=output.extend)
+    return ended.status, output.decode("utf-8", "replace"), _child.last_line(ended.tail)

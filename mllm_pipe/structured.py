@@ -1,0 +1,94 @@
+"""Structured output: the schema that the user names, and whether an answer holds to it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import orjson
+
+from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.thread import text_of
+
+Schema = dict[str, Any]
+
+_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+_FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\s+(int|float|bool|str))?(?:\s*:\s*(.*))?", re.DOTALL)
+
+
+def schema_of(spec: str) -> Schema:
+    """The JSON Schema that --schema names: JSON text, a file, or fields as in 'name, age int, bio: one line'.
+
+    In the short form, fields are separated by commas, or by newlines if it has any; each is a name, a type (int,
+    float, bool, str; str if none) and a description after a colon; all are required. (The form is that of `llm`.)
+    Usage if it is none of them or no valid schema; Missing if it looks like a file that is not there.
+    """
+    text = spec.strip()
+    if text.startswith("{"):
+        return _checked(_parsed(text.encode(), "--schema"), "--schema")
+    if os.path.exists(text):
+        with open(text, "rb") as file:
+            return _checked(_parsed(file.read(), f"--schema {text}"), f"--schema {text}")
+    if "/" in text or text.endswith(".json"):
+        raise Missing(f"--schema {text}: no such file")
+    return _short(text)
+
+
+def _short(text: str) -> Schema:
+    properties: dict[str, Any] = {}
+    for field in filter(None, map(str.strip, text.split("\n") if "\n" in text else text.split(","))):
+        found = _FIELD.fullmatch(field)
+        if not found:
+            raise Usage(f"--schema: {field!r} is no field; say NAME, NAME int, or NAME: what it is")
+        name, kind, description = found.groups()
+        properties[name] = {"type": _TYPES[kind or "str"]} | ({"description": description} if description else {})
+    if not properties:
+        raise Usage("--schema is empty; say a file, JSON, or fields as in 'name, age int'")
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise Usage(f"{where}: no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+
+
+def _checked(schema: Any, where: str) -> Schema:
+    import jsonschema
+
+    if not isinstance(schema, dict):
+        raise Usage(f"{where}: a JSON Schema is an object")
+    try:
+        jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise Usage(f"{where}: no JSON Schema: {error.json_path}: {error.message}") from None
+    return schema
+
+
+def value_of(parts: list[dict[str, Any]], schema: Schema) -> tuple[Any, str]:
+    """(the value that the answer's parts hold, "" or why it does not hold to the schema)."""
+    import jsonschema
+
+    data = [part["value"] for part in parts if part["type"] == "data"]
+    if data:
+        value = data[0]
+    else:
+        text = text_of(parts).strip()
+        if text.startswith("```") and text.endswith("```"):
+            text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            return None, f"it is no JSON ({error.msg})"
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    fault = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    return value, f"{fault.json_path}: {fault.message}"[:300] if fault else ""
+
+
+def with_value(parts: list[dict[str, Any]], value: Any) -> list[dict[str, Any]]:
+    """The parts with the value as a data part; the text that it was read from stays, for its maker wants it back."""
+    if any(part["type"] == "data" for part in parts):
+        return parts
+    return [*parts, {"type": "data", "value": value}]

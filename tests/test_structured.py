@@ -1,0 +1,157 @@
+"""Structured output, tools and other wishes, on the offline runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from test_dispatch import calls, thread
+
+from mllm_pipe import structured
+from mllm_pipe.errors import Usage
+
+CALL = {"role": "assistant", "finish": "tool", "content": [
+    {"type": "text", "text": "Let me see."},
+    {"type": "tool_call", "id": "c1", "name": "add", "arguments": {"a": 2, "b": 3}},
+    {"type": "tool_call", "id": "c2", "name": "add", "arguments": {"a": 1, "b": 1}}]}  # fmt: skip
+
+
+def tape(work: Path, *answers: dict) -> None:
+    (work / "tape").write_bytes(b"".join(orjson.dumps(answer) + b"\n" for answer in answers))
+
+
+def text(content: str) -> dict:
+    return {"role": "assistant", "content": content}
+
+
+# -- structured output
+
+
+def test_an_answer_that_holds_to_the_schema_has_its_value(sh):
+    ran = sh("dispatch --to echo --schema 'name, age int' --new who | cat")
+    assert ran.status == 0
+    assert ran.records[2]["content"] == [
+        {"type": "text", "text": '{"name":"echo","age":1}'}, {"type": "data", "value": {"name": "echo", "age": 1}}]  # fmt: skip
+    assert sh("dispatch --to echo --schema 'name, age int' --new who --text").out == '{"name":"echo","age":1}\n'
+
+
+def test_a_mismatch_is_asked_once_more_and_then_status_5(sh, work, home):
+    tape(work, text('{"n":"x"}'), text('```json\n{"n":1}\n```'), text("nothing"), text("still nothing"))
+    mended = sh("dispatch --to replay:tape --schema 'n int' --new q | cat")
+    assert mended.kinds() == "begin user span assistant span ok end"
+    assert mended.records[3]["content"][1] == {"type": "data", "value": {"n": 1}}
+    tape(work, text("nothing"), text("still nothing"))
+    ran = sh("dispatch --to replay:tape --schema 'n int' --new q | cat; exit ${PIPESTATUS[0]}")
+    assert (ran.status, ran.kinds()) == (5, "begin user span span error failed end")
+    assert ran.err.endswith("replay: twice it did not hold to the schema: it is no JSON (unexpected character, "
+                            "expected a JSON value)\n") or "twice it did not hold to the schema: it is no JSON" in ran.err  # fmt: skip
+    assert ran.records[4]["content"] == "still nothing", "what was paid for is not lost"
+    assert calls(home) == 4
+
+
+def test_the_second_command_sees_the_value_once(sh):
+    ran = sh("dispatch --to echo --schema 'n int' --new q | dispatch --to exec:cat --text more")
+    assert ran.out.count('{"n":1}') == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "properties"),
+    [
+        ("name, age int", {"name": {"type": "string"}, "age": {"type": "integer"}}),
+        ("score float: from 0 to 1", {"score": {"type": "number", "description": "from 0 to 1"}}),
+        ("name: full, with commas\nok bool", {"name": {"type": "string", "description": "full, with commas"}, "ok": {"type": "boolean"}}),
+        ('{"type":"object","properties":{"x":{}}}', {"x": {}}),
+    ],
+)  # fmt: skip
+def test_a_schema_is_json_or_the_short_form(spec, properties):
+    assert structured.schema_of(spec)["properties"] == properties
+
+
+@pytest.mark.parametrize("spec", ["", "two words here", '{"type": 5}', "{broken", "[1]"])
+def test_what_is_no_schema_is_refused(spec):
+    with pytest.raises(Usage):
+        structured.schema_of(spec)
+
+
+# -- tools
+
+
+def test_calls_are_answered_by_a_program_until_there_is_an_answer(sh, work, home):
+    tape(work, CALL, text("It is 5 and 2."))
+    (work / "add.json").write_text('{"name":"add","description":"adds","input_schema":{"type":"object"}}')
+    (work / "add").write_text("#!/bin/sh\njq -c '.arguments.a + .arguments.b'\n")
+    (work / "add").chmod(0o755)
+    ran = sh("dispatch --to replay:tape --tool add.json --run-tools exec:./add --new sum | tee s | trace; cat s")
+    run, *stream = ran.records
+    assert [record.get("role") or record["type"] for record in stream] == [
+        "begin", "tools", "user", "assistant", "span", "span", "span", "tool", "assistant", "span", "handoff", "end"]  # fmt: skip
+    assert stream[7]["content"] == [
+        {"type": "tool_result", "call_id": "c1", "name": "add", "content": "5"},
+        {"type": "tool_result", "call_id": "c2", "name": "add", "content": "2"}]  # fmt: skip
+    assert [stage["op"] for stage in run["stages"]] == ["dispatch", "tool", "tool", "dispatch"]
+    assert calls(home) == 2
+
+
+def test_a_tool_that_fails_is_told_to_the_model(sh, work):
+    tape(work, CALL, text("I see."))
+    ran = sh("dispatch --to replay:tape --run-tools 'exec:sh -c \"echo no such thing >&2; exit 3\"' --new q")
+    results = next(record for record in ran.records if record.get("role") == "tool")["content"]
+    assert results[0] | {"call_id": ""} == {
+        "type": "tool_result", "call_id": "", "name": "add", "content": "no such thing", "is_error": True}  # fmt: skip
+
+
+def test_calls_without_end_stop_at_the_limit(sh, work, home):
+    tape(work, *[CALL] * 5)
+    ran = sh("dispatch --to replay:tape --run-tools exec:cat --max-turns 3 --new q > out")
+    assert (ran.status, calls(home)) == (4, 3)
+    assert ran.err.endswith("replay: it still calls tools after 3 turns; --max-turns sets the limit\n")
+
+
+def test_whoever_comes_next_may_answer_the_calls(sh, work):
+    """A filter of the user's adds the result; the next dispatch goes on, and has the tools too."""
+    tape(work, CALL)
+    (work / "add.json").write_text('[{"name":"add","parameters":{"type":"object"}}]')
+    answer = ("jq -c 'if .type == \"handoff\" then ({v:1,type:\"message\",thread:.thread,id:\"r\",role:\"tool\",content:["
+              "{type:\"tool_result\",call_id:\"c1\",content:\"5\"},{type:\"tool_result\",call_id:\"c2\",content:\"2\"}]}, .) "
+              "else . end'")  # fmt: skip
+    ran = sh(f"dispatch --to replay:tape --tool add.json --new sum | {answer} | dispatch --to exec:cat | cat")
+    assert ran.status == 0, ran.err
+    said = [record for record in ran.records if record.get("role") == "assistant"][-1]["content"]
+    assert '[called add with {"a":2,"b":3}]' in said and "[result of c1: 5]" in said
+    shown = sh(f"dispatch --to replay:tape --tool add.json --new sum | {answer} | "
+               "dispatch --to openai-chat/m --base-url http://127.0.0.1:9/v1 --dry-run", OPENAI_API_KEY="k")  # fmt: skip
+    assert shown.records[0]["body"]["tools"][0]["function"]["name"] == "add"
+
+
+@pytest.mark.parametrize(
+    ("content", "err"),
+    [
+        ("{", "--tool t.json: no JSON"),
+        ("5", "--tool t.json: a tool is an object with a name and parameters"),
+        ('{"parameters":{}}', "--tool t.json: a tool wants a name without blanks (a plain JSON Schema: a title)"),
+        ('{"name":"x","parameters":5}', "--tool t.json: the parameters of x are no JSON Schema"),
+    ],
+)
+def test_what_is_no_tool_is_refused(sh, work, content, err):
+    (work / "t.json").write_text(content)
+    ran = sh("dispatch --to echo --tool t.json --new x")
+    assert ran.status == 2 and ran.err.startswith(f"dispatch: {err}")
+
+
+# -- other wishes
+
+
+def test_last_sends_less_and_says_so(sh, work):
+    thread(work, ("user", "one"), ("assistant", "two"), ("user", "three"))
+    ran = sh("dispatch --to exec:cat --last 1 < t")
+    assert ran.records[4]["content"] == "three"
+    assert ran.records[5]["losses"] == [{"what": "2 older messages", "action": "dropped", "why": "--last 1"}]
+
+
+def test_an_attachment_goes_with_the_prompt(sh, work):
+    (work / "a.txt").write_text("hello")
+    ran = sh("dispatch --to exec:cat --new 'look at this' -a a.txt -a https://example.com/b.png | cat")
+    content = ran.records[1]["content"]
+    assert [part["type"] for part in content] == ["text", "file", "file"]
+    assert content[2] == {"type": "file", "media_type": "image/png", "url": "https://example.com/b.png"}
