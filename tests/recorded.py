@@ -18,11 +18,18 @@ DATA = Path(__file__).parent / "data"
 class Io:
     """What a runtime has of a call: a clock, and ears."""
 
+    strict = False
+
     def __init__(self, seconds=20.0):
-        self.ends, self.heard = time.monotonic() + seconds, []
+        self.ends, self.heard, self.losses = time.monotonic() + seconds, [], None
 
     def text(self, piece):
         self.heard.append(piece)
+
+    def lost(self, losses):
+        self.losses = losses
+        if losses and self.strict:
+            raise CallFailed("losses", "something would be lost", billed="no")
 
     def left(self):
         left = self.ends - time.monotonic()

@@ -381,6 +381,14 @@ def test_silence_and_a_stall_end_at_their_limits(server):
         assert (failure.value.code, failure.value.billed) == ("timeout", "unknown")
 
 
+def test_what_is_lost_is_told_before_anything_is_sent(server):
+    io = Io()
+    io.strict = True
+    with pytest.raises(CallFailed) as failure:
+        anthropic.call(TARGET | {"base_url": server.url("ok")}, torture()["orphans"], io)
+    assert failure.value.code == "losses" and io.losses and server.calls() == []
+
+
 def test_length_and_refusal_are_results(server):
     assert call(server, "length")["finish"] == "length" and call(server, "refusal")["finish"] == "refusal"
 

@@ -9,6 +9,7 @@ the whole group. For the one end that we cannot handle, SIGKILL, there is the le
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import select
@@ -99,8 +100,7 @@ def run(
     CallFailed "missing" if it cannot be started, "malformed" if it writes more than MAX_OUTPUT. On any exception,
     from here, from `left` or from `on_bytes`, the group is gone before it goes up: TERM, GRACE_S, KILL.
     """
-    program = find(argv[0], env.get("PATH"))
-    if program is None:
+    if (program := find(argv[0], env.get("PATH"))) is None:
         raise CallFailed("missing", f"{argv[0]}: no such program on PATH; install it or fix PATH", billed="no")
     command = [program, *argv[1:]]
     if cwd is not None:
@@ -111,8 +111,8 @@ def run(
     ours = set(fds)
     _widen(our_out)
     try:
-        threading.Thread(target=_tend, args=(child, program, command, env, streams, wake), daemon=True).start()
-        child.started.wait()
+        _thread.start_new_thread(_tend, (child, program, command, env, streams, wake))
+        child.started.acquire()
         if child.fault:
             raise CallFailed("missing", f"{argv[0]}: cannot be started: {child.fault}", billed="no")
         tail = _pump(ours, fds, stdin, left, on_bytes)
@@ -134,8 +134,11 @@ def kill_all() -> None:
         for pid in _live:
             _signal(pid, signal.SIGKILL)
         scratches = list(_scratches)
-    for path in scratches:
-        _remove(path)
+    if scratches:
+        import shutil
+
+        for path in scratches:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -144,11 +147,10 @@ def scratch(base: str | None = None) -> Iterator[str]:
 
     It is removed too when the block is ended by `kill_all` or by SIGKILL.
     """
-    if base is None:
-        import tempfile
+    import shutil
+    import tempfile
 
-        base = tempfile.gettempdir()
-    path = os.path.join(os.path.realpath(base), f"mllm-{os.urandom(8).hex()}")
+    path = os.path.join(os.path.realpath(base or tempfile.gettempdir()), f"mllm-{os.urandom(8).hex()}")
     with _lock:
         _scratches.append(path)
         _tell("+", path)
@@ -156,7 +158,7 @@ def scratch(base: str | None = None) -> Iterator[str]:
         os.makedirs(path, mode=0o700)
         yield path
     finally:
-        _remove(path)
+        shutil.rmtree(path, ignore_errors=True)
         with _lock:
             _scratches.remove(path)
             _tell("-", path)
@@ -169,8 +171,10 @@ class _Child:
     """What the thread that tends a child and the one that waits for its answer tell each other."""
 
     def __init__(self) -> None:
-        self.started = threading.Event()  # or not: then there is a fault
-        self.ended = threading.Event()
+        # Held until it is so. Plain locks: a signal handler that raises breaks an Event that is being waited for.
+        self.started, self.ended = threading.Lock(), threading.Lock()
+        self.started.acquire()
+        self.ended.acquire()
         self.wanted = True
         self.pid = 0
         self.status = 0
@@ -203,7 +207,7 @@ def _tend(
             os.close(fd)
         if child.fault:
             os.close(wake)
-        child.started.set()
+        child.started.release()
     try:
         child.status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
     except ChildProcessError:
@@ -215,7 +219,7 @@ def _tend(
         _live.discard(child.pid)
         _tell("-", str(child.pid))
     os.close(wake)
-    child.ended.set()
+    child.ended.release()
 
 
 def _spawn(program: str, command: Sequence[str], env: Mapping[str, str], actions: Sequence[tuple[Any, ...]]) -> int:
@@ -257,7 +261,7 @@ def _inherited() -> list[int]:
     found = []
     for fd in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):  # the one that listdir had open
-            found += [fd] * (fd > 2 and os.get_inheritable(fd))
+            found += [fd] if fd > 2 and os.get_inheritable(fd) else []
     return found
 
 
@@ -317,10 +321,11 @@ def _stop(child: _Child) -> None:
             return
     try:
         _signal(child.pid, signal.SIGTERM)
-        child.ended.wait(GRACE_S)
+        if child.ended.acquire(timeout=GRACE_S):
+            child.ended.release()
     finally:  # a second signal to us must not save it
         _signal(child.pid, signal.SIGKILL)
-        child.ended.wait(GRACE_S)
+        child.ended.acquire(timeout=GRACE_S)
 
 
 def _signal(pid: int, signum: int) -> None:
@@ -329,12 +334,6 @@ def _signal(pid: int, signum: int) -> None:
         if pid in _live:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signum)
-
-
-def _remove(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
 
 
 # -- the leash --------------------------------------------------------------------------------------------------------

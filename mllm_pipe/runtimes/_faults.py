@@ -8,7 +8,6 @@ A gateway that gave up waiting (504, 524) has sent the request on: it may be bil
 
 from __future__ import annotations
 
-import email.utils
 import math
 import re
 import time
@@ -139,9 +138,12 @@ def retry_after(headers: Mapping[str, str], value: Any = None) -> float | None:
         seconds = _seconds(headers.get(name, ""))
         if seconds is not None:
             return seconds * scale
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    if date is not None and date[0] > 1970:
-        return _useful(email.utils.mktime_tz(date) - time.time())
+    if headers.get("retry-after"):
+        from email.utils import mktime_tz, parsedate_tz  # 15 ms
+
+        date = parsedate_tz(headers["retry-after"])
+        if date is not None and date[0] > 1970:
+            return _useful(mktime_tz(date) - time.time())
     for detail in _details(value):
         delay = detail.get("retryDelay")
         if isinstance(delay, str):

@@ -8,7 +8,6 @@ that sends a byte a second ends at the deadline, and nothing is left running.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -43,6 +42,8 @@ class Io(Protocol):
     def text(self, piece: str, /) -> None: ...
 
     def left(self) -> float: ...
+
+    def lost(self, losses: list[dict[str, Any]], /) -> None: ...
 
 
 def post(
@@ -101,6 +102,8 @@ def loopback(host: str) -> bool:
     """True for localhost, 127.0.0.0/8 and ::1."""
     if host.lower().rstrip(".") == "localhost":
         return True
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -140,6 +143,11 @@ def _proxy(scheme: str, host: str) -> str | None:
         return None
     proxies = getproxies_environment()
     found = proxies.get(scheme) or proxies.get("all")
+    if found and found.startswith("socks"):
+        from importlib.util import find_spec
+
+        if not find_spec("socksio"):
+            raise Usage("the environment names a SOCKS proxy, which needs another package: pip install socksio")
     return found if not found or "://" in found else f"http://{found}"
 
 

@@ -52,7 +52,6 @@ def read(
     finishes: dict[str, str],
     *,
     names: dict[str, str] | None = None,
-    schema: Any = None,
 ) -> Json:
     """The result that an answer's JSON values make.
 
@@ -100,8 +99,6 @@ def read(
         partial = {"finish": "error"}
         failure.result = result | partial if result["parts"] or result["usage"] else None
         raise failure
-    if schema is not None and finish == "stop":
-        result["parts"] += _structured(result["parts"])
     return result
 
 
@@ -121,15 +118,6 @@ def _named(part: Json, names: dict[str, str]) -> Json:
     return part | {"name": names.get(part["name"], part["name"])} if part["type"] == "tool_call" else part
 
 
-def _structured(parts: list[Json]) -> list[Json]:
-    """The structured output: the answer's text, parsed, as a data part; whether it holds is for who asked to say."""
-    try:
-        value = orjson.loads("".join(part["text"] for part in parts if part["type"] == "text"))
-    except orjson.JSONDecodeError:
-        return []
-    return [{"type": "data", "value": value}]
-
-
 def exchange(
     api: str,
     target: Json,
@@ -147,6 +135,7 @@ def exchange(
         origin = {"api": api, "endpoint": endpoint(url), "model": target.get("model"), "prefix": prefix}
         return result | {"provider": provider, "origin": origin | result["origin"], "losses": losses}
 
+    io.lost(losses)
     limits = {name: float(target[name]) for name in ("first_byte_s", "idle_s") if target.get(name)}
     try:
         chunks = _http.post(url, headers, orjson.dumps(body), io, secrets=secrets, **limits)

@@ -19,27 +19,6 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.runtimes._files import IMAGES, as_text, embedded, not_taken
-
-__all__ = [
-    "IMAGES",
-    "Json",
-    "as_text",
-    "digest_id",
-    "embedded",
-    "error_as_text",
-    "legal_name",
-    "loss",
-    "not_taken",
-    "original_names",
-    "own",
-    "plain",
-    "render",
-    "rules",
-    "settle",
-    "tools",
-]
-
 Json = dict[str, Any]
 
 NO_RESULT = "not executed"

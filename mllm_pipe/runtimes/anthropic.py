@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mllm_pipe.runtimes import _endpoint, _reply, _turns
+from mllm_pipe.runtimes import _endpoint, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
@@ -95,7 +95,7 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule = _endpoint.model(target), _rule(target)
-    turns, losses = _turns.settle(_turns.embedded(asked["turns"]), rule)
+    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
     offered = [_tool(tool, losses) for tool in _turns.tools(asked, rule, losses)]
     head = [asked["system"], offered]
     messages, dropped, prefix = _turns.render(head, turns, rule, target.get("model"), _messages)
@@ -157,15 +157,15 @@ def _block(part: Json) -> Json | None:
 
 def _file(part: Json) -> Json:
     kind = part["media_type"]
-    if kind not in (*_turns.IMAGES, "application/pdf"):
-        text = _turns.as_text(part)
+    if kind not in (*_files.IMAGES, "application/pdf"):
+        text = _files.as_text(part)
         if text is None:
-            raise _turns.not_taken(part, API)
+            raise _files.not_taken(part, API)
         return {"type": "text", "text": text}
     source: Json = {"type": "url", "url": part.get("url")}
     if "data" in part:
         source = {"type": "base64", "media_type": kind, "data": part["data"]}
-    if kind in _turns.IMAGES:
+    if kind in _files.IMAGES:
         return {"type": "image", "source": source}
     title = {"title": part["name"]} if part.get("name") else {}
     return {"type": "document", "source": source} | title
@@ -181,7 +181,7 @@ def reply(values: Iterable[Any], target: Json, asked: Json, text: Callable[[str]
         return _fold(state, value, text)
 
     names = _turns.original_names(asked, _rule(target))
-    return _reply.read(values, fold, _close, FINISHES, names=names, schema=asked.get("schema"))
+    return _reply.read(values, fold, _close, FINISHES, names=names)
 
 
 def _fold(state: Json, event: Json, text: Callable[[str], None]) -> bool:

@@ -370,8 +370,9 @@ def _event(line: bytes) -> dict[str, Any] | None:
         known = isinstance(event.get("message", {}).get("content"), list)
     elif kind == "stream_event":
         inner = event.get("event", {})
-        whole = inner.get("type") in ("message_start", "message_delta")
-        known = event.get("parent_tool_use_id") is None and (whole or inner.get("delta", {}).get("type") == "text_delta")
+        of_text = inner.get("delta", {}).get("type") == "text_delta"
+        wanted = of_text or inner.get("type") in ("message_start", "message_delta")
+        known = wanted and event.get("parent_tool_use_id") is None
     else:
         known = kind == "result"
     return event if known else None

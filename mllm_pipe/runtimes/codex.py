@@ -35,15 +35,16 @@ NOT_OURS = ("CODEX_SANDBOX", "CODEX_THREAD", "CODEX_API_KEY")
 NO_SYSTEM = "You are a helpful assistant."
 NO_TEXT = "Continue."  # what stands for the text of a turn that has none; an empty stdin is refused
 
+# A feature that a version does not know is ignored here; `--disable` of one would end the program.
 SETTINGS = (
     "analytics.enabled=false", 'sandbox_mode="read-only"', 'approval_policy="never"', 'web_search="disabled"',
-    'shell_environment_policy.inherit="core"', "features.shell_tool=false", "features.unified_exec=false",
-    "include_environment_context=false", "include_permissions_instructions=false",
+    'shell_environment_policy.inherit="core"', "include_environment_context=false",
+    "include_permissions_instructions=false", "include_collaboration_mode_instructions=false",
     "skills.include_instructions=false", "skills.bundled.enabled=false", "project_doc_max_bytes=0",
-    "agents.enabled=false",
-)  # fmt: skip
-FEATURES_OFF = (
-    "plugins", "unbounded_connection_retries", "goals", "view_image", "skill_search", "apps", "tool_suggest",
+    "agents.enabled=false", "tools.experimental_request_user_input.enabled=false",
+    *(f"features.{name}=false" for name in (
+        "shell_tool", "unified_exec", "plugins", "goals", "view_image", "skill_search", "apps", "tool_suggest",
+        "sleep_tool", "image_generation", "unbounded_connection_retries")),
 )  # fmt: skip
 
 
@@ -143,7 +144,6 @@ def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, sy
         *([f"--model={target['model']}"] if target.get("model") else []),
         *([f"--output-schema={schema}"] if schema else []),
         *(word for setting in settings for word in ("-c", setting)),
-        *(word for feature in FEATURES_OFF for word in ("--disable", feature)),
         "-",
     ]  # fmt: skip
 

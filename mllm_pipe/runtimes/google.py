@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
-from mllm_pipe.runtimes import _endpoint, _google_reply, _reply, _turns
+from mllm_pipe.runtimes import _endpoint, _files, _google_reply, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
@@ -84,7 +84,7 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     _endpoint.model(target)
     rule = _rule(target)
-    turns, losses = _turns.settle(_turns.embedded(asked["turns"]), rule)
+    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
     functions = [
         {"name": tool["name"], "description": tool["description"], "parametersJsonSchema": tool["schema"]}
         for tool in _turns.tools(asked, rule, losses)
@@ -157,9 +157,9 @@ def _file(part: Json) -> Json:
     if "data" not in part:
         return {"fileData": {"mimeType": kind, "fileUri": part["url"]}}
     if not _FILES.fullmatch(kind):
-        text = _turns.as_text(part)
+        text = _files.as_text(part)
         if text is None:
-            raise _turns.not_taken(part, API)
+            raise _files.not_taken(part, API)
         return {"text": text}
     return {"inlineData": {"mimeType": kind, "data": part["data"]}}
 
@@ -173,7 +173,7 @@ def _result(part: Json) -> Json:
     if files:
         for file in files:
             if file["media_type"] not in _RESULT_FILES:
-                raise _turns.not_taken(file, f"{API}, within a tool's result,")
+                raise _files.not_taken(file, f"{API}, within a tool's result,")
         response["parts"] = [_file(file) for file in files]
     return {"functionResponse": response}
 
@@ -189,4 +189,4 @@ def reply(values: Iterable[Any], target: Json, asked: Json, text: Callable[[str]
 
     names = _turns.original_names(asked, _rule(target))
     finishes = _google_reply.FINISHES
-    return _reply.read(values, fold, _google_reply.close, finishes, names=names, schema=asked.get("schema"))
+    return _reply.read(values, fold, _google_reply.close, finishes, names=names)

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.runtimes import _endpoint, _faults, _reply, _turns
+from mllm_pipe.runtimes import _endpoint, _faults, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
@@ -79,7 +79,7 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule = _endpoint.model(target), _rule(target)
-    turns, losses = _turns.settle(_turns.embedded(asked["turns"]), rule)
+    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
     tools = [
         {"type": "function", "name": tool["name"], "description": tool["description"] or None,
          "parameters": tool["schema"], "strict": False}
@@ -156,15 +156,15 @@ def _input(part: Json) -> Json:
         return {"type": "input_text", "text": part["text"]}
     kind = part["media_type"]
     data = f"data:{kind};base64,{part['data']}" if "data" in part else None
-    if kind in _turns.IMAGES:
+    if kind in _files.IMAGES:
         return {"type": "input_image", "detail": "auto", "image_url": data or part["url"]}
     if kind == "application/pdf":
         if data:
             return {"type": "input_file", "filename": part.get("name") or "file.pdf", "file_data": data}
         return {"type": "input_file", "file_url": part["url"]}
-    text = _turns.as_text(part)
+    text = _files.as_text(part)
     if text is None:
-        raise _turns.not_taken(part, API)
+        raise _files.not_taken(part, API)
     return {"type": "input_text", "text": text}
 
 
@@ -180,7 +180,7 @@ def reply(values: Iterable[Any], target: Json, asked: Json, text: Callable[[str]
         return _fold(state, value, text)
 
     names = _turns.original_names(asked, _rule(target))
-    return _reply.read(values, fold, _close, FINISHES, names=names, schema=asked.get("schema"))
+    return _reply.read(values, fold, _close, FINISHES, names=names)
 
 
 def _fold(state: Json, event: Json, text: Callable[[str], None]) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.runtimes import _chat_reply, _endpoint, _reply, _turns
+from mllm_pipe.runtimes import _chat_reply, _endpoint, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
@@ -97,7 +97,7 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule, profile = _endpoint.model(target), _rule(target), _profile(target)
-    turns, losses = _turns.settle(_turns.embedded(asked["turns"]), rule)
+    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
     tools = [_tool(tool) for tool in _turns.tools(asked, rule, losses)]
     unsent: list[Json] = []
 
@@ -172,13 +172,13 @@ def _filed(part: Json) -> Json:
         return part
     kind = part["media_type"]
     data = f"data:{kind};base64,{part['data']}" if "data" in part else None
-    if kind in _turns.IMAGES:
+    if kind in _files.IMAGES:
         return {"type": "image_url", "image_url": {"url": data or part["url"]}}
     if kind == "application/pdf" and data:
         return {"type": "file", "file": {"filename": part.get("name") or "file.pdf", "file_data": data}}
-    text = _turns.as_text(part)
+    text = _files.as_text(part)
     if text is None:
-        raise _turns.not_taken(part, API)
+        raise _files.not_taken(part, API)
     return {"type": "text", "text": text}
 
 
@@ -272,4 +272,4 @@ def reply(values: Iterable[Any], target: Json, asked: Json, text: Callable[[str]
         return _chat_reply.close(state, _profile(target).get("cost_key"))
 
     names = _turns.original_names(asked, _rule(target))
-    return _reply.read(values, fold, close, _chat_reply.FINISHES, names=names, schema=asked.get("schema"))
+    return _reply.read(values, fold, close, _chat_reply.FINISHES, names=names)

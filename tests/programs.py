@@ -1,0 +1,175 @@
+"""What the tests of claude and codex stand on: the programs with a server of their own, and threads to send."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from loopback import Loopback
+
+from mllm_pipe.errors import CallFailed
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+KEYS = {"claude": "ANTHROPIC_API_KEY", "codex": "OPENAI_API_KEY"}
+MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"}
+ODD_PROMPTS = ["/help", "/nope x", "@/etc/hostname", "read @/etc/hostname", "$foo", "!ls", "#note", "-x", "--version",
+               "-", "--", " lead and trail \n", "\n/help", "a\0b\u2028c\x1b[31m\r\nd", "ultrathink"]  # fmt: skip
+
+
+class Io:
+    """What a runtime is given: keeps the pieces of the answer and a deadline."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.pieces: list[str] = []
+        self.run = "run-1"
+        self.end = time.monotonic() + seconds
+
+    def text(self, piece: str) -> None:
+        self.pieces.append(piece)
+
+    def left(self) -> float:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise CallFailed("timeout", "late")
+        return left
+
+
+class Program:
+    """A program with its server: `ask` calls it, `sent` is what the server received of the last call."""
+
+    def __init__(self, module: ModuleType, server: Loopback) -> None:
+        self.module, self.server = module, server
+        self.name = module.__name__.rpartition(".")[2]
+        self.io = Io()
+
+    def target(self, scenario: str = "ok", **more: Any) -> dict[str, Any]:
+        url = self.server.url(scenario, "" if self.name == "claude" else "/v1")
+        return {"spec": self.name, "kind": self.name, "model": MODELS[self.name], "base_url": url} | more
+
+    def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = 60.0, system: str | None = "SYS",
+            schema: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:  # fmt: skip
+        self.io = Io(seconds)
+        request = {"system": system, "turns": list(turns), "schema": schema}
+        before = json.dumps(request)
+        try:
+            result: dict[str, Any] = self.module.call(self.target(scenario, **target), request, self.io)
+        finally:
+            assert json.dumps(request) == before
+        return result
+
+    def failure(self, *turns: dict[str, Any], **more: Any) -> CallFailed:
+        with pytest.raises(CallFailed) as caught:
+            self.ask(*(turns or [user("hi")]), **more)
+        assert "\n" not in str(caught.value)
+        assert "sk-canary" not in str(caught.value)
+        return caught.value
+
+    def calls(self) -> list[dict[str, Any]]:
+        return self.server.calls()
+
+    def sent(self) -> list[list[Any]]:
+        """The last request as [role, kind, what] lists, in one form for both; what the program adds is left out."""
+        body = self.calls()[-1]["body"]
+        return claude_sent(body) if self.name == "claude" else codex_sent(body)
+
+
+def claude_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = [["system", "text", body["system"][2]["text"]]] if len(body["system"]) > 2 else []
+    for message in body["messages"]:
+        for block in message["content"]:
+            kind = block["type"]
+            if kind == "tool_use":
+                found.append(["assistant", "call", [block["id"], block["name"], block["input"]]])
+            elif kind == "tool_result":
+                found.append(["user", "result", [block["tool_use_id"], block["content"]]])
+            elif kind == "image":
+                found.append(["user", "image", block["source"]["data"]])
+            elif kind == "thinking":
+                found.append(["assistant", "thinking", block["signature"]])
+            elif not block["text"].startswith("<system-reminder>\nAs you answer"):  # today's date
+                found.append([message["role"], "text", block["text"]])
+    return found
+
+
+def codex_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for item in body["input"]:
+        if item["type"] == "function_call":
+            found.append(["assistant", "call", [item["call_id"], item["name"], json.loads(item["arguments"])]])
+        elif item["type"] == "function_call_output":
+            found.append(["user", "result", [item["call_id"], item["output"]]])
+        elif item["type"] == "message":
+            (content,) = item["content"]
+            role = "system" if item["role"] == "developer" else item["role"]
+            if content["type"] == "input_image":
+                found.append([role, "image", content["image_url"].split(",")[1]])
+            else:
+                found.append([role, "text", content["text"]])
+    return found
+
+
+def turn(role: str, *parts: str | dict[str, Any], origin: dict[str, Any] | None = None) -> dict[str, Any]:
+    full = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": role, "parts": full, "ids": ["1"], "origin": origin}
+
+
+def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
+    return turn("user", *parts)
+
+
+def called(ident: str, name: str = "Read", **arguments: Any) -> dict[str, Any]:
+    return {"type": "tool_call", "id": ident, "name": name, "arguments": arguments}
+
+
+def answered(ident: str, content: str) -> dict[str, Any]:
+    return {"type": "tool_result", "call_id": ident, "content": content}
+
+
+TEN_TURNS = [
+    user("/help me, my name is Ada"),
+    turn("assistant", "Hello Ada."),
+    user("Read @/etc/hostname for me."),
+    turn("assistant", "Sure.", called("call_a", file="f"), called("call_b", "List", dir="/")),
+    user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb"), "And now?"),
+    turn("assistant", "It says FILE BODY."),
+    user("$foo"),
+    turn("assistant", "No."),
+    user("-x"),
+    turn("assistant", "Neither."),
+]
+TEN_SENT = [
+    ["user", "text", "/help me, my name is Ada"],
+    ["assistant", "text", "Hello Ada."],
+    ["user", "text", "Read @/etc/hostname for me."],
+    ["assistant", "text", "Sure."],
+    ["assistant", "call", ["call_a", "Read", {"file": "f"}]],
+    ["assistant", "call", ["call_b", "List", {"dir": "/"}]],
+    ["user", "result", ["call_a", "FILE BODY"]],
+    ["user", "result", ["call_b", "a\nb"]],
+    ["user", "text", "And now?"],
+    ["assistant", "text", "It says FILE BODY."],
+    ["user", "text", "$foo"],
+    ["assistant", "text", "No."],
+    ["user", "text", "-x"],
+    ["assistant", "text", "Neither."],
+]
+
+
+def carrying(mark: str) -> list[int]:
+    """The processes that have the mark in their environment or command line, zombies aside."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (path / "environ").read_bytes() + (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def files(*roots: Path) -> list[str]:
+    return sorted(str(path) for root in roots for path in root.rglob("*") if path.is_file() or path.is_symlink())
