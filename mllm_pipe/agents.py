@@ -15,9 +15,17 @@ from mllm_pipe.terminal import note
 Target = dict[str, Any]
 Agent = dict[str, Any]
 
+_NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None}
 _UNSET: Target = {"model": None, "base_url": None, "key_env": None, "pass_env": (), "max_tokens": None,
                   "cwd": None, "allow": None}
 _DATA = os.path.join(os.path.dirname(__file__), "data")
+
+
+def slot(agent: Agent, response: Target, name: str) -> Target | None:
+    """The target of an agent's slot; one that is not set is the response slot. None for what is no configured agent."""
+    if agent["models"] is None:
+        return None
+    return find(agent["models"][name])[0] if name in agent["models"] else response
 
 
 def builtin() -> list[str]:
@@ -42,9 +50,10 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
 
     SPEC is RUNTIME, RUNTIME:MODEL or RUNTIME/MODEL, exec:COMMAND, replay:FILE, or an agent or runtime named in
     mllm.toml. `flags` (base_url, key_env, pass_env, max_tokens) win over the configuration when they are set.
-    The agent is {"name", "system", "instruction"}, with None where nothing is configured. Usage if the name is unknown.
+    The agent is {"name", "system", "instruction", "models": its slots}, with None where nothing is configured.
+    Usage if the name is unknown.
     """
-    agent: Agent = {"name": None, "system": None, "instruction": None}
+    agent: Agent = dict(_NOBODY)
     name, _, rest = spec.partition(":")
     if name in ("exec", "command"):
         target: Target = {"runtime": "exec", "kind": "command", "argv": _words(rest, spec)}
@@ -77,7 +86,7 @@ def _words(command: str, spec: str) -> list[str]:
 
 
 def _named(name: str) -> tuple[Target, Agent]:
-    agent: Agent = {"name": None, "system": None, "instruction": None}
+    agent: Agent = dict(_NOBODY)
     if name in builtin() and name not in ("exec", "replay"):
         return {"runtime": name, "kind": name}, agent
     known = presets()
@@ -90,7 +99,8 @@ def _named(name: str) -> tuple[Target, Agent]:
             raise Usage(f"{configuration['file']}: agents.{name}: runtime is missing")
         same = configured["runtime"] == name  # an agent may bear the name of its runtime
         target, _ = _named_runtime(name, configuration) if same else find(configured["runtime"])
-        return target, {"name": name, "system": configured.get("system"), "instruction": configured.get("instruction")}
+        said = {key: configured.get(key) for key in ("system", "instruction")}
+        return target, _NOBODY | said | {"name": name, "models": configured.get("models", {})}
     if name in configuration.get("runtimes", {}):
         return _named_runtime(name, configuration)[0], agent
     everything = [*builtin(), *known, *configuration.get("agents", {}), *configuration.get("runtimes", {})]

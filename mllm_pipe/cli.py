@@ -103,7 +103,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What every call of a runtime can be told: -m, --base-url, --key-env, --pass-env, --max-tokens, --cwd, --allow, --timeout."""
+    """What every call of a runtime can be told, from -m to --timeout."""
     return _with(
         function,
         click.option("-m", "--model", metavar="MODEL", help="The model; also RUNTIME:MODEL or RUNTIME/MODEL."),

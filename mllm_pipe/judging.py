@@ -7,9 +7,10 @@ from typing import Any
 from mllm_pipe import verdict
 from mllm_pipe.call import ask
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import NO_VERDICT, WRITE_FAILED, CallFailed, Failure, Outcome
+from mllm_pipe.errors import NO_VERDICT, CallFailed, Failure, Outcome
 from mllm_pipe.stream import Thread
-from mllm_pipe.terminal import note, say
+from mllm_pipe.terminal import note
+from mllm_pipe.turn import tell_unkept
 
 
 class NoVerdict(Failure):
@@ -50,9 +51,7 @@ def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rub
 
         call = ask(target, request, span_about, timeout_s=timeout, make=make)
         made += [call.span, *call.made]
-        if call.unkept:
-            say(f"thread {thread.id}: {call.unkept}")
-            outcome.fail(WRITE_FAILED)
+        tell_unkept(call, thread, outcome)
         if call.failure:
             return CallFailed(call.failure.code, f"{target['runtime']}: {call.failure}", billed=call.failure.billed)
         if call.made:

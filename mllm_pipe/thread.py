@@ -113,7 +113,7 @@ def content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 
 def text_of(content: str | list[dict[str, Any]]) -> str:
-    """What a person reads of a content: its texts and refusals; structured output as JSON, where no text is its twin."""
+    """What a person reads of a content: its texts and refusals; structured output as JSON where no text is its twin."""
     parts = parts_of(content)
     said = "".join(part["text"] for part in parts if part["type"] in ("text", "refusal"))
     return said or "".join(orjson.dumps(part["value"]).decode() for part in parts if part["type"] == "data")

@@ -25,6 +25,7 @@ from mllm_pipe.thread import (
     speaker,
     view,
 )
+from mllm_pipe.window import condensed
 
 CUT_SHORT = {
     "length": "the answer was cut off at the token limit; --max-tokens sets it",
@@ -42,6 +43,8 @@ class Wish:
         self.prompt: str | list[dict[str, Any]] | None = None
         self.skip_answered = self.strict = False
         self.last: int | None = None  # this many messages, at most
+        self.window: int | None = None  # tokens, where the user knows better than the table
+        self.summarizer: dict[str, Any] | None = None  # the target of the slot
         self.schema: dict[str, Any] | None = None
         self.options: dict[str, Any] = {}
         self.tools: list[dict[str, Any]] = []
@@ -90,7 +93,7 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
         made.append(_user_message(thread.id, prompt, messages))
     elif not prompt and agent["instruction"] and answered(view(messages, agent["name"])):
         made.append(_user_message(thread.id, agent["instruction"], messages))
-    messages = messages + [record for record in made if record["type"] == "message"]
+    messages = condensed(messages, records) + [record for record in made if record["type"] == "message"]
     return Turn(messages, made, request_of(messages, wish, tools))
 
 
@@ -193,13 +196,18 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
         return [answer]
 
     call = ask(target, request, about, timeout_s=wish.timeout_s, on_text=wish.on_text, make=make, strict=wish.strict)
-    if call.unkept:
-        say(f"thread {thread.id}: {call.unkept}")
-        outcome.fail(WRITE_FAILED)
+    tell_unkept(call, thread, outcome)
     failure = call.failure
     if failure is None and call.result and call.result["finish"] in CUT_SHORT:
         failure = cut_short(call.result["finish"], billed="yes")
     return call, failure
+
+
+def tell_unkept(call: Call, thread: Thread, outcome: Outcome) -> None:
+    """Tell that the journal does not have a call's answer, which goes on all the same."""
+    if call.unkept:
+        say(f"thread {thread.id}: {call.unkept}")
+        outcome.fail(WRITE_FAILED)
 
 
 def cut_short(finish: str, *, billed: str) -> CallFailed:

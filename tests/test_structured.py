@@ -155,3 +155,54 @@ def test_an_attachment_goes_with_the_prompt(sh, work):
     content = ran.records[1]["content"]
     assert [part["type"] for part in content] == ["text", "file", "file"]
     assert content[2] == {"type": "file", "media_type": "image/png", "url": "https://example.com/b.png"}
+
+
+# -- the window
+
+
+def long_thread(work: Path, *, pinned: bool = False) -> None:
+    thread(work, ("system", "be brief"), *[(role, f"{role} {n} " + "word " * 200) for n in range(4) for role in ("user", "assistant")],
+           ("user", "the question"))  # fmt: skip
+    if pinned:
+        lines = (work / "t").read_text().splitlines()
+        lines[1] = lines[1][:-1] + ',"meta":{"pinned":true}}'
+        (work / "t").write_text("\n".join(lines) + "\n")
+
+
+def configure(home: Path, **more: str) -> None:
+    folder = home / ".config/mllm-pipe"
+    folder.mkdir(parents=True, exist_ok=True)
+    slots = "".join(f"{name} = {orjson.dumps(spec).decode()}\n" for name, spec in more.items())
+    (folder / "mllm.toml").write_text(f'[agents.me]\nruntime = "exec:cat"\n[agents.me.models]\n{slots}')
+
+
+def test_what_does_not_fit_is_refused_with_the_way_out(sh, work, home):
+    long_thread(work)
+    ran = sh("dispatch --to exec:cat --window 1000 < t")
+    assert (ran.status, calls(home)) == (2, 0)
+    assert "and the window of None is 1000; send less with --last N" in ran.err
+    assert sh("dispatch --to exec:cat --window 1000 --last 2 < t >/dev/null").status == 0
+    assert sh("dispatch --to exec:cat --window 100000 < t >/dev/null").status == 0
+
+
+def test_older_turns_are_summarized_once_and_pins_and_system_stay(sh, work, home):
+    long_thread(work, pinned=True)
+    configure(home, summarizer="exec:echo in short")
+    first = sh("dispatch --to me --window 1400 < t | thread-append s | cat")
+    assert first.status == 0
+    assert first.kinds().split()[-6:] == ["summarize" if False else "span", "summary", "assistant", "span", "ok", "end"]
+    summary = next(record for record in first.records if record["type"] == "summary")
+    assert summary["content"] == "in short" and "m1" not in summary["covers"] and "m2" not in summary["covers"]
+    answer = [record for record in first.records if record.get("role") == "assistant"][-1]["content"]
+    assert "be brief" in answer and "user 0 word" in answer and "in short" in answer and "the question" in answer
+    assert "assistant 0 word" not in answer
+    assert [record.get("slot") for record in first.records if record["type"] == "span"] == ["summarizer", "response"]
+    again = sh("thread-append s 'and now' | dispatch --to me --window 100000 --text")
+    assert "in short" in again.out and "assistant 0 word" not in again.out, "the same summary from then on"
+
+
+def test_a_summarizer_that_fails_fails_the_thread(sh, work, home):
+    long_thread(work)
+    configure(home, summarizer="exec:false")
+    ran = sh("dispatch --to me --window 1400 < t | tail -n 2; exit ${PIPESTATUS[0]}")
+    assert ran.status == 3 and ran.records[0]["status"] == "failed"

@@ -9,8 +9,9 @@ import click
 from orjson import JSONDecodeError, loads
 
 from mllm_pipe import cli
-from mllm_pipe.agents import find, usable_here
+from mllm_pipe.agents import find, slot, usable_here
 from mllm_pipe.call import Io, stop_when_reader_leaves
+from mllm_pipe.compact import fitted
 from mllm_pipe.envelope import Record, line_of, new_id
 from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.runtimes import load
@@ -37,6 +38,7 @@ from mllm_pipe.turn import Wish, complaint, open_turn, take
 @click.option("--max-turns", type=click.IntRange(1), default=10, metavar="N",
               help="Most calls of the runtime with --run-tools (default 10).")
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Send the last N messages only; caches are lost.")
+@click.option("--window", type=click.IntRange(1), metavar="TOKENS", help="The model's window, where it is unknown.")
 @click.option("--strict", is_flag=True, help="Refuse to send what would lose anything of the thread.")
 @click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
 @click.option("--skip-answered", is_flag=True, help="Copy threads that are answered: how a batch is run again.")
@@ -47,8 +49,8 @@ from mllm_pipe.turn import Wish, complaint, open_turn, take
 @cli.stream_options
 def command(prompt: str | None, spec: str | None, system: str | None, name: str | None, files: tuple[str, ...],
             options: tuple[tuple[str, str], ...], schema: str | None, tools: tuple[str, ...], run_tools: str | None,
-            max_turns: int, last: int | None, strict: bool, new: bool, skip_answered: bool, text: bool,
-            form: str | None, dry_run: bool, grouped: bool, max_line: int, quiet: bool, timeout: float,
+            max_turns: int, last: int | None, window: int | None, strict: bool, new: bool, skip_answered: bool,
+            text: bool, form: str | None, dry_run: bool, grouped: bool, max_line: int, quiet: bool, timeout: float,
             **flags: Any) -> int:  # fmt: skip
     """Ask a runtime for the next turn of each thread on stdin.
 
@@ -69,6 +71,7 @@ def command(prompt: str | None, spec: str | None, system: str | None, name: str 
     wish.prompt = _prompt(prompt, files)
     wish.skip_answered, wish.strict, wish.last, wish.max_turns = skip_answered, strict, last, max_turns
     wish.on_text = live.text
+    wish.window, wish.summarizer = window, slot(agent, target, "summarizer")
     if schema:
         from mllm_pipe.structured import schema_of
 
@@ -92,6 +95,7 @@ def command(prompt: str | None, spec: str | None, system: str | None, name: str 
                 show(line_of({"thread": thread.id} | runtime.preview(target, turn.request)).decode())
             elif turn:
                 made += turn.made
+                turn = fitted(turn, thread, wish, outcome, made)
                 failure = take(turn, thread, wish, outcome, made)
                 thread.status = "ok"
         except Failure as refusal:

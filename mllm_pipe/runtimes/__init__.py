@@ -10,7 +10,8 @@ file and its events. Further names that a module may define:
     STREAMS = True              it reports text as it comes, by io.text
     def usable(target) -> str   "" when the runtime could be called here, else why not; sends nothing
     def preview(target, request) -> dict
-                                what `call` would send: {"url"| "argv", "headers" | "env", "body" | "stdin"}, keys masked
+                                what `call` would send, keys masked: {"url", "headers", "body"} of an API,
+                                {"argv", "env", "stdin"} of a program
 
 `target` (who is asked; made by mllm_pipe.agents):
     {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
