@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mllm_pipe import journal
@@ -25,7 +27,7 @@ class Io:
         self, timeout_s: float, on_text: Callable[[str], None] | None = None, run: str = "", strict: bool = False
     ) -> None:
         """run: the run that this call is part of, which a program that is started may join. strict: no losses."""
-        self.started = time.monotonic()
+        self.started, self.started_at = time.monotonic(), timestamp()
         self.run, self.strict = run, strict
         self.timeout_s, self.on_text = timeout_s, on_text
         self.first_text: float | None = None
@@ -83,10 +85,8 @@ def ask(
     """
     runtime = load(target["kind"])
     run_id, key = new_id(), journal.key_of(target, request)
-    name = {"runtime": target["runtime"], "model": target.get("model")}
-    journal.intend(run_id, key, about | name)
+    journal.intend(run_id, key, about | {"runtime": target["runtime"], "model": target.get("model")})
     io = Io(timeout_s, on_text, about["parent_run_id"], strict)
-    started_at = timestamp()
     result: Result | None = None
     failure: CallFailed | None = None
     try:
@@ -96,51 +96,73 @@ def ask(
     except Failure:
         journal.conclude(run_id, key, "error", [])  # refused on our side: nothing was sent
         raise
+    with _settled():
+        span = span_of(target, about, io, run_id, result or {}, failure)
+        made = make(result, span) if result and result["parts"] else []
+        span["output_ids"] = [record["id"] for record in made]
+        call = Call(span, result, failure, made)
+        try:
+            journal.conclude(run_id, key, span["status"], [span, *made])
+        except WriteFailed as lost:
+            call.unkept = str(lost)
+    return call
+
+
+def span_of(
+    target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, result: Result, failure: CallFailed | None
+) -> Record:
+    """The span of a call that ends now. result: {} if nothing came."""
     duration_ms = _ms(time.monotonic() - io.started)
     status = "ok" if failure is None else "unknown" if failure.billed == "unknown" else "error"
-    attempt = name | {"status": status, "duration_ms": duration_ms}
+    attempt = {"runtime": target["runtime"], "model": target.get("model"), "status": status, "duration_ms": duration_ms}
     if failure:
         attempt["code"] = failure.code
-    got = result or {}
     span: Record = {"v": 1, "type": "span", "thread": about["thread"], "id": run_id, "at": timestamp()}
-    span |= {key: value for key, value in about.items() if key != "thread"}
+    span |= {name: value for name, value in about.items() if name != "thread"}
     if traceparent():
         span["traceparent"] = traceparent()
     span |= {
         "runtime": target["runtime"],
-        "model": got.get("model") or target.get("model"),
-        "started_at": started_at,
+        "model": result.get("model") or target.get("model"),
+        "started_at": io.started_at,
         "duration_ms": duration_ms,
         "first_token_ms": _ms(io.first_text - io.started) if io.first_text else None,
         "status": status,
-        "usage": got.get("usage"),
-        "cost_usd": got.get("cost_usd"),
-        "cost_source": got.get("cost_source"),
+        "usage": result.get("usage"),
+        "cost_usd": result.get("cost_usd"),
+        "cost_source": result.get("cost_source"),
         "attempts": [attempt],
     }
-    losses = [*about.get("losses", []), *got.get("losses", [])]
-    if losses:
-        span["losses"] = losses
-    made = make(result, span) if result and result["parts"] else []
-    span["output_ids"] = [record["id"] for record in made]
-    call = Call(span, result, failure, made)
-    try:
-        journal.conclude(run_id, key, status, [span, *made])
-    except WriteFailed as lost:
-        call.unkept = str(lost)
-    return call
+    losses = [*about.get("losses", []), *result.get("losses", [])]
+    return span | ({"losses": losses} if losses else {})
 
 
 def stop_when_reader_leaves() -> None:
     """From now on, a reader of stdout that leaves ends us at once: children killed, requests in flight cancelled."""
 
     def stop() -> None:
+        _settling.acquire(timeout=10)  # an answer that has come is in the journal before we go
         child = sys.modules.get("mllm_pipe.runtimes._child")
         if child:
             child.kill_all()
         os._exit(128 + signal.SIGPIPE)
 
     watch_reader(stop)
+
+
+_settling = threading.Lock()
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """What has been paid for is written down before anything ends us: a reader that leaves, or a signal."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    with _settling:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ms(seconds: float) -> float:

@@ -173,3 +173,14 @@ def carrying(mark: str) -> list[int]:
 
 def files(*roots: Path) -> list[str]:
     return sorted(str(path) for root in roots for path in root.rglob("*") if path.is_file() or path.is_symlink())
+
+
+def furnish(home: Path, hooked: Path) -> None:
+    """Fills a home with what must not get into a request: skills, commands, memories, and a hook that makes `hooked`."""
+    for path in (".claude/commands/foo.md", ".codex/skills/foo/SKILL.md", ".agents/skills/foo/SKILL.md"):
+        (home / path).parent.mkdir(parents=True)
+        (home / path).write_text("---\nname: foo\ndescription: foo\n---\nCANARY-FILE\n")
+    for path in (".claude/CLAUDE.md", ".codex/AGENTS.md", "CLAUDE.md", "AGENTS.md"):
+        (home / path).write_text("CANARY-FILE\n")
+    hook = {"hooks": [{"type": "command", "command": f"touch {hooked}"}]}
+    (home / ".claude/settings.json").write_text(json.dumps({"hooks": {"UserPromptSubmit": [hook]}}))

@@ -47,8 +47,8 @@ def test_law_2_a_thread_leaves_whole_with_its_handoff(sh, work):
 
 def test_law_2_each_thread_is_flushed_when_it_is_done(work, home):
     """A writer that never ends: the first thread arrives while the second is not there yet."""
-    line = "{ echo '%s'; echo '%s'; cat <&3; } | dispatch --to echo" % (
-        ONE, '{"v":1,"type":"handoff","thread":"t","status":"ok","parent_run_id":"r","at":"2026-01-01T00:00:00.000Z"}')  # fmt: skip
+    write(work, "t", ONE, '{"v":1,"type":"handoff","thread":"t","status":"ok","parent_run_id":"r","at":"2026-01-01T00:00:00.000Z"}')
+    line = "{ cat t; cat <&3; } | dispatch --to echo"
     read_end, write_end = os.pipe()
     with subprocess.Popen(["bash", "-c", line.replace("<&3", f"<&{read_end}")], stdout=subprocess.PIPE, cwd=work,
                           env=environment(home), pass_fds=[read_end]) as child:  # fmt: skip

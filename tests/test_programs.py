@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from programs import (
     called,
     carrying,
     files,
+    furnish,
     turn,
     user,
 )
@@ -41,26 +43,20 @@ from mllm_pipe.runtimes import claude, codex
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home and a temp directory of the test's own, with canaries in files and in the environment."""
-    for name in ("home", "tmp"):
-        (tmp_path / name).mkdir()
-    theirs = ("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "XDG_", "PYTHON")
-    for name in [name for name in os.environ if name.startswith(theirs)]:
-        monkeypatch.delenv(name)
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    for name in list(os.environ):
+        if name.startswith(("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "XDG_", "PYTHON")):
+            monkeypatch.delenv(name)
     if os.environ.get("MLLM_TEST_PROGRAMS"):
         monkeypatch.setenv("PATH", os.environ["MLLM_TEST_PROGRAMS"] + os.pathsep + os.environ["PATH"])
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr("tempfile.tempdir", None)
     for name in ("GEMINI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "MY_SECRET"):
         monkeypatch.setenv(name, "sk-canary-env")
-    home = tmp_path / "home"
-    for path in (".claude/commands/foo.md", ".codex/skills/foo/SKILL.md", ".agents/skills/foo/SKILL.md"):
-        (home / path).parent.mkdir(parents=True)
-        (home / path).write_text("---\nname: foo\ndescription: foo\n---\nCANARY-FILE\n")
-    for path in (".claude/CLAUDE.md", ".codex/AGENTS.md", "CLAUDE.md", "AGENTS.md"):
-        (home / path).write_text("CANARY-FILE\n")
-    hook = {"hooks": [{"type": "command", "command": f"touch {tmp_path}/CANARY-HOOK"}]}
-    (home / ".claude/settings.json").write_text(json.dumps({"hooks": {"UserPromptSubmit": [hook]}}))
+    furnish(home, tmp_path / "CANARY-HOOK")
     monkeypatch.chdir(home)
     return tmp_path
 
@@ -289,11 +285,8 @@ def test_four_at_once(program: Program) -> None:
         request = {"system": None, "turns": [*TEN_TURNS, user(f"I am {number}")], "schema": None}
         said[number] = program.module.call(program.target("echo"), request, Io())["parts"][-1]["text"]
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(4)))
     assert said == {number: f"I am {number}" for number in range(4)}
 
 
@@ -308,8 +301,7 @@ def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program,
                 seen.append(Path(f"/proc/{pid}/environ").read_bytes())
                 seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
 
-    looker = threading.Thread(target=look)
-    looker.start()
+    (looker := threading.Thread(target=look)).start()
     program.ask(user("the prompt"), scenario="slow")
     looker.join()
     everything = b"\0".join(seen)
@@ -373,7 +365,7 @@ def test_a_login_is_used_and_neither_moved_nor_copied(
         assert files(house) == before
         assert program.calls()[-1]["headers"]["authorization"] == "***"
         assert program.sent()[1:] == [*TEN_SENT, ["user", "text", "/foo @/etc/hostname"]]
-        for path in [*set(before) - {str(home / ".claude/.credentials.json")}]:
+        for path in before:
             if "backups" in path or path.endswith(".claude.json"):
                 os.unlink(path)
     else:
@@ -400,8 +392,7 @@ def test_an_interrupted_call_leaves_nothing(program: Program, house: Path) -> No
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
-    sender = threading.Thread(target=when_it_hangs)
-    sender.start()
+    (sender := threading.Thread(target=when_it_hangs)).start()
     try:
         with pytest.raises(Interrupted):
             program.ask(user("hi"), scenario="hang")
