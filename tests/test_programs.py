@@ -43,9 +43,8 @@ from mllm_pipe.runtimes import claude, codex
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home and a temp directory of the test's own, with canaries in files and in the environment."""
-    home, temporary = tmp_path / "home", tmp_path / "tmp"
-    home.mkdir()
-    temporary.mkdir()
+    (home := tmp_path / "home").mkdir()
+    (temporary := tmp_path / "tmp").mkdir()
     for name in list(os.environ):
         if name.startswith(("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "XDG_", "PYTHON")):
             monkeypatch.delenv(name)
