@@ -33,6 +33,19 @@ CUT_SHORT = {
     "refusal": "it refused to answer",
 }
 
+# What a person can do about it, where the message of the other side does not say so itself.
+NEXT_STEP = {
+    "auth": "; is the key right? mllm doctor names where it is looked for",
+    "permission": "; this key may not do that",
+    "rate_limit": "; try later",
+    "overloaded": "; try later",
+    "server": "; try later",
+    "network": "; is it running, and is the address right (--base-url)?",
+    "cut": "; what had come is in the error record and the journal",
+    "bad_model": "; -m names another",
+    "too_large": "; send less with --last N",
+}
+
 
 class Wish:
     """What the user asks for beside the answer: everything that holds for all threads of a command."""

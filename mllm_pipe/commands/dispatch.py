@@ -18,7 +18,7 @@ from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import UNNAMED, text_of
-from mllm_pipe.turn import Wish, complaint, open_turn, take
+from mllm_pipe.turn import NEXT_STEP, Wish, complaint, open_turn, take
 
 
 @click.command("dispatch", context_settings={"max_content_width": 100})
@@ -115,7 +115,7 @@ def command(prompt: str | None, spec: str | None, system: str | None, name: str 
         shown = live.end()
         if failure:
             asked = f"{target['runtime']}: " if isinstance(failure, CallFailed) else ""
-            say(f"thread {thread.id}: {asked}{failure}")
+            say(f"thread {thread.id}: {asked}{failure}{NEXT_STEP.get(failure.code, '')}")
             outcome.fail(failure.status)
         outcome.said_no = outcome.said_no or thread.status == "no"
         answers = [text_of(record["content"]) for record in made if record.get("role") == "assistant"]

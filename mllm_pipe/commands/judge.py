@@ -17,7 +17,7 @@ from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import admitted, branch, rivals, text_of
-from mllm_pipe.turn import complaint
+from mllm_pipe.turn import NEXT_STEP, complaint
 
 
 @click.command("judge", context_settings={"max_content_width": 100})
@@ -84,7 +84,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
                 raise
             failure = refusal
         if failure:
-            say(f"thread {thread.id}: {failure}")
+            say(f"thread {thread.id}: {failure}{NEXT_STEP.get(failure.code, '')}")
             outcome.fail(failure.status)
             made.append(complaint(failure, thread, next((r for r in made[::-1] if r["type"] == "span"), None)))
         verdicts = [record for record in made if record["type"] == "verdict"]

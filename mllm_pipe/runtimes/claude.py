@@ -166,7 +166,7 @@ def reply(
     if not final.get("is_error"):
         if any(part["type"] == "text" and part["text"].strip() for part in result["parts"]):
             return {**result, "finish": finish}
-        message = f"claude: it ended without an answer{': ' + text if text else ''}"
+        message = f"it ended without an answer{': ' + text if text else ''}"
         raise CallFailed("empty", message, billed="yes" if result["usage"] else "no", result=_worth(result))
     word = next((e["error"] for e in reversed(events) if e["type"] == "assistant" and e.get("error")), "")
     if word == "max_output_tokens":  # it has asked for more three times by then
@@ -179,7 +179,7 @@ def reply(
     sent = begun or code in ("timeout", "malformed", "exit")
     billed = "unknown" if sent else "no"
     hint = "; check ANTHROPIC_API_KEY, or log in with: claude" if code == "auth" else ""
-    message = f"claude: {text or 'no reason given'}{hint}"
+    message = f"{text or 'no reason given'}{hint}"
     raise CallFailed(code, message, billed=billed, http_status=status, result=_worth(result))
 
 
@@ -354,7 +354,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
     if events and events[-1]["type"] == "result":
         return reply(events, made, secrets)
     said = _child.last_line(ended.tail, secrets)
-    message = f"claude: exit status {ended.status} without a result{': ' + said if said else ''}"
+    message = f"exit status {ended.status} without a result{': ' + said if said else ''}"
     lost = _worth(partial(events, made))
     raise CallFailed("exit", message, billed="unknown" if events else "no", result=lost)
 

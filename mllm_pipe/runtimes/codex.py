@@ -64,7 +64,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
     newest = items[-1]["content"][0]["text"]
     if len(newest) > LONGEST_PROMPT:
-        said = f"codex: the newest text has {len(newest)} characters, it takes {LONGEST_PROMPT}; attach it as a file"
+        said = f"the newest text has {len(newest)} characters, it takes {LONGEST_PROMPT}; attach it as a file"
         raise CallFailed("too_large", said, billed="no")
     return {"items": items[:-1], "stdin": newest, "losses": [*renamed, *bent, *dropped]}
 
@@ -182,7 +182,7 @@ def reply(
     if events[-1]["type"] == "turn.completed":
         if any(part["type"] == "text" and part["text"].strip() for part in result["parts"]):
             return {**result, "finish": "stop"}
-        raise CallFailed("empty", "codex: it ended without an answer", billed="yes", result=_worth(result))
+        raise CallFailed("empty", "it ended without an answer", billed="yes", result=_worth(result))
     text = str((events[-1].get("error") or {}).get("message") or "no reason given")
     for reason, finish in (("max_output_tokens", "length"), ("content_filter", "filter")):
         if f"reason: {reason}" in text and result["parts"]:
@@ -239,7 +239,7 @@ def _failure(text: str, result: dict[str, Any] | None, secrets: Sequence[str]) -
         _, code, billed = next(known, ("", "exit", "unknown"))
         said, number = text, None
     hint = "; check OPENAI_API_KEY, or log in with: codex login" if code == "auth" else ""
-    message = f"codex: {_faults.tidy(said, secrets)}{hint}"
+    message = f"{_faults.tidy(said, secrets)}{hint}"
     return CallFailed(code, message, billed=billed, http_status=number, result=result)
 
 
