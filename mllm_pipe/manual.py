@@ -119,7 +119,7 @@ def _help(option: click.Option) -> str:
     if option.multiple:
         text += " May be given several times."
     if option.envvar:
-        text += f" ${option.envvar} stands for it."
+        text += "" if f"${option.envvar}" in text else f" ${option.envvar} stands for it."
     return text
 
 
