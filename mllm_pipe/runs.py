@@ -141,17 +141,16 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def _table_of(run: dict[str, Any]) -> str:
     head = f"run {run['id']}  {run['status']}  {run['started_at'] or ''}\n"
-    rows = [("", "stage", "runtime", "model", "status", "time", "first", "in", "out", "cost")]
+    rows = [("", "stage", "runtime", "model", "status", "time", "first", "in", "cached", "out", "cost")]
     for number, stage in enumerate(run["stages"], 1):
-        usage = stage.get("usage") or {}
         what = stage["op"] if stage.get("agent") in (None, "assistant") else f"{stage['op']} {stage['agent']}"
         rows.append(
             (str(number), what, stage.get("runtime", "-"), stage.get("model") or "-", stage["status"],
-             _time(stage["duration_ms"]), _time(stage.get("first_token_ms")), _count(usage, "input_tokens"),
-             _count(usage, "output_tokens"), _money(stage.get("cost_usd"), 0))
+             _time(stage["duration_ms"]), _time(stage.get("first_token_ms")), *_tokens(stage.get("usage") or {}),
+             _money(stage.get("cost_usd"), 0))
         )  # fmt: skip
-    rows.append(("", "total", "", "", "", _time(run["duration_ms"]), "", _count(run["usage"], "input_tokens"),
-                 _count(run["usage"], "output_tokens"), _money(run["cost_usd"], run["unpriced"])))  # fmt: skip
+    rows.append(("", "total", "", "", "", _time(run["duration_ms"]), "", *_tokens(run["usage"]),
+                 _money(run["cost_usd"], run["unpriced"])))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     waits = "".join(
@@ -172,8 +171,9 @@ def _time(milliseconds: float | None) -> str:
     return f"{milliseconds / 1000:.2f}s" if milliseconds >= 1000 else f"{milliseconds:.0f}ms"
 
 
-def _count(usage: dict[str, int], name: str) -> str:
-    return str(usage[name]) if name in usage else "-"
+def _tokens(usage: dict[str, int]) -> list[str]:
+    """Of the prompt, of it from a cache, of the answer."""
+    return [str(usage.get(name, "-")) for name in ("input_tokens", "cache_read_tokens", "output_tokens")]
 
 
 def _money(cost: float | None, unpriced: int) -> str:
