@@ -7,11 +7,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from random import random
 from typing import Any
 
 from mllm_pipe import journal
+from mllm_pipe.agents import find
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, WriteFailed
 from mllm_pipe.runtimes import load
@@ -47,12 +49,51 @@ class Io:
             why = f": {first['why']}" if first.get("why") else ""
             raise CallFailed("losses", f"--strict: {first['what']} would be {first['action']}{why}{more}", billed="no")
 
+    def left_or_none(self) -> float:
+        """Seconds left of the deadline, 0 if there are none."""
+        return max(0.0, self.started + self.timeout_s - time.monotonic())
+
     def left(self) -> float:
         """Seconds left of the deadline. CallFailed("timeout") when there are none."""
         left = self.started + self.timeout_s - time.monotonic()
         if left <= 0:
             raise CallFailed("timeout", f"no whole answer within {self.timeout_s:g} s; --timeout sets the limit")
         return left
+
+
+class Patience:
+    """How often a target is asked again, and who is asked when it cannot answer."""
+
+    def __init__(
+        self, max_retries: int = 0, retry_after_cap_s: float = 60.0, fallbacks: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.max_retries, self.retry_after_cap_s, self.fallbacks = max_retries, retry_after_cap_s, fallbacks
+
+    def wait_s(self, tries: int, failure: CallFailed) -> float | None:
+        """Seconds to wait after so many tries, None to give up. Only what was surely not paid for is asked again.
+
+        What the other side asks for counts, up to the cap, beyond which it is left alone; else full jitter over
+        0.5 s doubled with each try, at most 8 s.
+        """
+        if tries > self.max_retries or not failure.retryable:
+            return None
+        asked = failure.retry_after_s
+        if asked is not None:
+            return asked if asked <= self.retry_after_cap_s else None
+        return random() * min(8.0, 0.5 * 2.0**tries)
+
+
+def patience_of(flags: dict[str, Any]) -> Patience:
+    """Takes what is about retries and fallbacks out of a command's flags. Usage if a fallback is unknown."""
+    limits = {"first_byte_s": flags["first_byte_s"]}
+    fallbacks = [find(spec, **limits)[0] for spec in flags.pop("fallbacks")]
+    for target in fallbacks:
+        load(target["kind"])
+    return Patience(flags.pop("max_retries"), flags.pop("retry_after_cap_s"), fallbacks)
+
+
+# Another target would not do better, or must not: content policy is nobody's to get around.
+NO_FALLBACK = ("losses", "refusal", "filter", "length")
 
 
 class Call:
@@ -77,27 +118,26 @@ def ask(
     on_text: Callable[[str], None] | None = None,
     make: Callable[[Result, Record], list[Record]],
     strict: bool = False,
+    patience: Patience | None = None,
 ) -> Call:
-    """Ask the target. `about` is what the span says of the work: thread, op, parent_run_id, slot, agent, input_id.
+    """Ask the target, and where it cannot answer, again or another, as `patience` allows.
+
+    `about` is what the span says of the work: thread, op, parent_run_id, slot, agent, input_id.
 
     `make` turns a result, whole or partial, into the records to keep; they go into the journal with the span before
     anything else happens. WriteFailed, and nothing is sent, if the journal cannot be written.
     """
-    runtime = load(target["kind"])
-    run_id, key = new_id(), journal.key_of(target, request)
-    journal.intend(run_id, key, about | {"runtime": target["runtime"], "model": target.get("model")})
-    io = Io(timeout_s, on_text, about["parent_run_id"], strict)
-    result: Result | None = None
-    failure: CallFailed | None = None
-    try:
-        result = runtime.call(target, request, io)
-    except CallFailed as failed:
-        failure, result = failed, failed.result
-    except Failure:
-        journal.conclude(run_id, key, "error", [])  # refused on our side: nothing was sent
-        raise
+    patience = patience or Patience()
+    run_id, attempts = new_id(), list[Record]()
+    began, started_at = time.monotonic(), timestamp()
+    for candidate in (target, *patience.fallbacks):
+        io = Io(timeout_s, on_text, about["parent_run_id"], strict)
+        key, result, failure = _tried(candidate, request, about, io, run_id, patience, attempts)
+        if failure is None or failure.code in NO_FALLBACK:
+            break
     with _settled():
-        span = span_of(target, about, io, run_id, result or {}, failure)
+        span = span_of(candidate, about, io, run_id, result or {}, failure)
+        span |= {"started_at": started_at, "duration_ms": _ms(time.monotonic() - began), "attempts": attempts}
         made = make(result, span) if result and result["parts"] else []
         span["output_ids"] = [record["id"] for record in made]
         call = Call(span, result, failure, made)
@@ -108,15 +148,50 @@ def ask(
     return call
 
 
+def _tried(
+    target: dict[str, Any],
+    request: dict[str, Any],
+    about: dict[str, Any],
+    io: Io,
+    run_id: str,
+    patience: Patience,
+    attempts: list[Record],
+) -> tuple[str, Result | None, CallFailed | None]:
+    """Ask one target, again after a wait while it is sure that nothing was paid for; each attempt is noted."""
+    key, runtime = journal.key_of(target, request), load(target["kind"])
+    name = {"runtime": target["runtime"], "model": target.get("model")}
+    wait = 0.0
+    for number in range(1, patience.max_retries + 2):
+        journal.intend(run_id, key, about | name)
+        began = time.monotonic()
+        attempt: Record = name | {"status": "ok"} | ({"wait_ms": _ms(wait)} if wait else {})
+        attempts.append(attempt)
+        try:
+            return key, runtime.call(target, request, io), None
+        except CallFailed as failure:
+            unsure = failure.billed == "unknown"
+            attempt |= {"status": "unknown" if unsure else "error", "code": failure.code}
+            next_wait = patience.wait_s(number, failure)
+            if next_wait is None or next_wait >= io.left_or_none():
+                if number > 1:
+                    failure.args = (f"{failure}, gave up after {number} tries",)
+                return key, failure.result, failure
+        except Failure:
+            journal.conclude(run_id, key, "error", [])  # refused on our side: nothing was sent
+            raise
+        finally:
+            attempt["duration_ms"] = _ms(time.monotonic() - began)
+        wait = next_wait
+        time.sleep(wait)
+    raise AssertionError("the last try returns")
+
+
 def span_of(
     target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, result: Result, failure: CallFailed | None
 ) -> Record:
     """The span of a call that ends now. result: {} if nothing came."""
     duration_ms = _ms(time.monotonic() - io.started)
     status = "ok" if failure is None else "unknown" if failure.billed == "unknown" else "error"
-    attempt = {"runtime": target["runtime"], "model": target.get("model"), "status": status, "duration_ms": duration_ms}
-    if failure:
-        attempt["code"] = failure.code
     span: Record = {"v": 1, "type": "span", "thread": about["thread"], "id": run_id, "at": timestamp()}
     span |= {name: value for name, value in about.items() if name != "thread"}
     if traceparent():
@@ -131,7 +206,6 @@ def span_of(
         "usage": result.get("usage"),
         "cost_usd": result.get("cost_usd"),
         "cost_source": result.get("cost_source"),
-        "attempts": [attempt],
     }
     losses = [*about.get("losses", []), *result.get("losses", [])]
     return span | ({"losses": losses} if losses else {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_pipe import verdict
-from mllm_pipe.call import ask
+from mllm_pipe.call import Patience, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import NO_VERDICT, CallFailed, Failure, Outcome
 from mllm_pipe.stream import Thread
@@ -22,7 +22,7 @@ class NoVerdict(Failure):
 
 def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rubric: dict[str, Any],
               about: dict[str, Any], made: list[Record], outcome: Outcome,
-              timeout: float) -> Failure | None:  # fmt: skip
+              timeout: float, patience: Patience) -> Failure | None:  # fmt: skip
     """Ask the judge, once more if its answer is no verdict; the spans and the verdict are added to `made`.
 
     None when there is a verdict, else why there is none: the call failed, or NoVerdict.
@@ -42,14 +42,14 @@ def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rub
             except verdict.Invalid as invalid:
                 why = str(invalid)
                 return []
-            author = {"agent": "judge", "runtime": target["runtime"], "model": span["model"],
+            author = {"agent": "judge", "runtime": span["runtime"], "model": span["model"],
                       "provider": result.get("provider")}  # fmt: skip
             body = about | {"author": author, "rubric": rubric["name"], "run_id": span["id"]} | found
             if _same_model(author, answer.get("author", {})):
                 body["self_judged"] = True
             return [verdict_record(thread, body)]
 
-        call = ask(target, request, span_about, timeout_s=timeout, make=make)
+        call = ask(target, request, span_about, timeout_s=timeout, make=make, patience=patience)
         made += [call.span, *call.made]
         tell_unkept(call, thread, outcome)
         if call.failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mllm_pipe.call import Call, ask
+from mllm_pipe.call import Call, Patience, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import WRITE_FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.stream import Thread
@@ -64,6 +64,7 @@ class Wish:
         self.run_tool: Callable[[bytes], tuple[int, str, str]] | None = None
         self.max_turns = 10
         self.on_text: Callable[[str], None] | None = None
+        self.patience = Patience()
 
 
 class Turn:
@@ -198,7 +199,7 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
         about["losses"] = [{"what": f"{dropped} older messages", "action": "dropped", "why": f"--last {wish.last}"}]
 
     def make(result: dict[str, Any], span: Record) -> list[Record]:
-        author = {"agent": agent["name"], "runtime": target["runtime"], "model": span["model"]}
+        author = {"agent": agent["name"], "runtime": span["runtime"], "model": span["model"]}
         answer: Record = {
             "v": 1, "type": "message", "thread": thread.id, "id": new_id(), "at": timestamp(), "role": "assistant",
             "content": content_of(result["parts"]), "author": author | {"provider": result.get("provider")},
@@ -208,7 +209,8 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
             answer["origin"] = result["origin"]
         return [answer]
 
-    call = ask(target, request, about, timeout_s=wish.timeout_s, on_text=wish.on_text, make=make, strict=wish.strict)
+    call = ask(target, request, about, timeout_s=wish.timeout_s, on_text=wish.on_text, make=make, strict=wish.strict,
+               patience=wish.patience)  # fmt: skip
     tell_unkept(call, thread, outcome)
     failure = call.failure
     if failure is None and call.result and call.result["finish"] in CUT_SHORT:

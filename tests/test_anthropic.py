@@ -312,7 +312,7 @@ def test_schema_tools_and_options_find_their_place():
         schema={"type": "object"},
         tools=[tool],
         tool_choice={"name": "a.b"},
-        options={"stop_sequences": ["x"]},
+        options={"stop": "x"},
     )
     body, losses = anthropic.request(
         TARGET | {"max_tokens": 9, "options": {"output_config": {"effort": "low"}}}, request

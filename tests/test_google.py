@@ -194,7 +194,7 @@ def test_files_find_their_place():
 
 def test_schema_tools_and_options_find_their_place():
     request = asked(("user", "x"), schema={"type": "object"}, tool_choice={"name": "a b"},
-                    options={"generationConfig": {"seed": 1}},
+                    options={"seed": 1},
                     tools=[{"name": "a b", "description": "d", "schema": {"type": "object"}}])  # fmt: skip
     body, losses = google.request(TARGET | {"max_tokens": 5}, request)
     assert body["generationConfig"] == {

@@ -188,7 +188,7 @@ def test_files_find_their_place():
 
 def test_schema_tools_and_options_find_their_place():
     request = asked(("user", "x"), schema={"type": "object"}, tool_choice={"name": "f"},
-                    options={"reasoning": {"effort": "low"}},
+                    options={"effort": "low"},
                     tools=[{"name": "f", "description": "d", "schema": {"type": "object"}}])  # fmt: skip
     body, _ = openai.request(TARGET | {"max_tokens": 5}, request)
     assert (body["max_output_tokens"], body["reasoning"]) == (16, {"effort": "low"})

@@ -10,7 +10,7 @@ from orjson import JSONDecodeError, loads
 
 from mllm_pipe import cli
 from mllm_pipe.agents import find, slot, usable_here
-from mllm_pipe.call import Io, stop_when_reader_leaves
+from mllm_pipe.call import Io, patience_of, stop_when_reader_leaves
 from mllm_pipe.compact import fitted
 from mllm_pipe.envelope import Record, line_of, new_id
 from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
@@ -60,6 +60,7 @@ def command(prompt: str | None, spec: str | None, system: str | None, name: str 
         raise Usage("PROMPT is empty; an empty message is never sent")
     if not spec:
         raise Usage(f"no --to, and nobody is asked by default; usable here: {', '.join(usable_here())}")
+    patience = patience_of(flags)
     target, agent = find(spec, **flags)
     runtime = load(target["kind"])
     agent["name"] = name or agent["name"] or UNNAMED
@@ -70,7 +71,7 @@ def command(prompt: str | None, spec: str | None, system: str | None, name: str 
     wish = Wish(target, agent, timeout)
     wish.prompt = _prompt(prompt, files)
     wish.skip_answered, wish.strict, wish.last, wish.max_turns = skip_answered, strict, last, max_turns
-    wish.on_text = live.text
+    wish.on_text, wish.patience = live.text, patience
     wish.window, wish.summarizer = window, slot(agent, target, "summarizer")
     if schema:
         from mllm_pipe.structured import schema_of

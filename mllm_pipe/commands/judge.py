@@ -9,7 +9,7 @@ import click
 
 from mllm_pipe import cli, rubrics, verdict
 from mllm_pipe.agents import find
-from mllm_pipe.call import Io, stop_when_reader_leaves
+from mllm_pipe.call import Io, patience_of, stop_when_reader_leaves
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, WRITE_FAILED, Failure, Outcome, Usage
 from mllm_pipe.judging import by_model, verdict_record
@@ -46,6 +46,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
     measure = rubrics.find(rubric) if rubric else None
     if measure and pass_at is not None:
         measure["pass_at"] = pass_at
+    patience = patience_of(flags)
     target = find(spec, **flags)[0] if spec and measure else None
     if target:
         load(target["kind"])
@@ -69,7 +70,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
             made.append(verdict_record(thread, about | {"author": author, "rubric": "check"} | found))
         if not measure or not target:
             return None
-        return by_model(thread, messages, target, measure, about, made, outcome, timeout)
+        return by_model(thread, messages, target, measure, about, made, outcome, timeout, patience)
 
     for thread in source.threads():
         if thread.status == "failed":

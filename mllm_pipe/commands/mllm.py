@@ -1,4 +1,4 @@
-"""mllm: the umbrella. `mllm NAME` is the command NAME; and doctor, validate, completion."""
+"""mllm: the umbrella. `mllm NAME` is the command NAME; and doctor, models, validate, completion."""
 
 from __future__ import annotations
 
@@ -67,6 +67,33 @@ def doctor(form: str) -> int:
     if project := project_file():
         lines.append(f"  {project} is not used: it came with this directory; MLLM_CONFIG={project} uses it")
     show("\n".join(lines) + "\n")
+    return 0
+
+
+@command.command()
+@click.argument("pattern", required=False)
+@click.option("--provider", metavar="NAME", help="Only of this provider.")
+@click.option("--format", "form", type=click.Choice(["table", "ndjson"]), help="table on a terminal, ndjson in a pipe.")
+@click.option("--date", is_flag=True, help="Say of when and whom the table is, and where it lies.")
+@click.option("--refresh", metavar="FILE|URL", help="Use this table from now on: litellm's price table or one of ours.")
+@cli.common_options
+def models(pattern: str | None, provider: str | None, form: str | None, date: bool, refresh: str | None) -> int:
+    """List the models that are known: window, longest answer, prices in US dollars a million tokens, capabilities.
+
+    PATTERN is a part of the model's name, or has * and ?. What the table does not say is unknown.
+    """
+    from mllm_pipe import modellist
+
+    if refresh:
+        if pattern or provider or date:
+            raise Usage("--refresh stands alone; list the models with another mllm models")
+        show(modellist.refresh(refresh))
+    elif date:
+        show(modellist.origin())
+    else:
+        rows = modellist.chosen(pattern, provider)
+        form = form or ("table" if kind_of(1) == "terminal" else "ndjson")
+        show(modellist.table(rows) if form == "table" else modellist.ndjson(rows))
     return 0
 
 

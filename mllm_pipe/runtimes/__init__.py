@@ -37,7 +37,10 @@ file and its events. Further names that a module may define:
      "model": str | None, "provider": str | None, "usage": usage | None, "cost_usd": float | None,
      "cost_source": str | None, "origin": dict | None, "losses": [loss, ...]}
     usage = {"input_tokens": all of the prompt, "cache_read_tokens", "cache_write_tokens": shares of it,
+             "cache_write_1h_tokens": the share of cache_write_tokens that is kept for an hour,
              "output_tokens": all of the answer, "reasoning_tokens": a share of it}, unknown ones left out
+    and, where the other side says them, what mllm_pipe.prices needs: "service_tier": the one that served it,
+    "factors": [where and how fast it was served]
     loss  = {"what": str, "action": "dropped"|"moved"|"downgraded"|"synthesised"|"renamed", "why": str}
 
 Everything that goes wrong with the other side is a CallFailed with the code of mllm_pipe.errors.STATUS_OF_CODE; what

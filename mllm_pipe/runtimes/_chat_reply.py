@@ -32,6 +32,8 @@ def fold(state: Json, chunk: Json, text: Callable[[str], None]) -> bool:
     for name in ("id", "model"):
         if chunk.get(name):
             state.setdefault(name, chunk[name])
+    if chunk.get("service_tier"):
+        state["service_tier"] = chunk["service_tier"]
     for usage in (chunk.get("usage"), (chunk.get("x_groq") or {}).get("usage")):
         if isinstance(usage, dict):
             state["usage"] = usage
@@ -123,6 +125,7 @@ def close(state: Json, cost_key: str | None = None) -> Json:
         "finish": finish,
         "model": state.get("model"),
         "response_id": state.get("id"),
+        "service_tier": state.get("service_tier"),
         "usage": _usage(usage),
         "cost_usd": float(cost) if type(cost) in (int, float) and cost >= 0 else None,
     }

@@ -82,10 +82,34 @@ def masked(headers: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]
     return shown
 
 
-def options(body: dict[str, Any], *sources: Any) -> dict[str, Any]:
-    """The body with the user's own fields of it (`options`): objects are merged one level deep, the rest replaced."""
-    for source in sources:
-        for name, value in (source or {}).items():
-            old = body.get(name)
-            body = body | {name: old | value if isinstance(old, dict) and isinstance(value, dict) else value}
+def with_options(
+    body: dict[str, Any],
+    target: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    api: str,
+    provider: str,
+    names: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(body, losses): the body with the user's options, as the API and the model take them (mllm_pipe.models.fit).
+
+    Those of the request win over those of the target. A target that is configured is of one API, so what is no option
+    there is a field of its body, and goes out as it is. names: what the server calls a field, where it differs.
+    """
+    own, given = dict(target.get("options") or {}), dict(asked.get("options") or {})
+    if not own and not given:
+        return body, []
+    from mllm_pipe import models
+
+    raw = {name: own.pop(name) for name in list(own) if name not in models.OPTIONS}
+    fields, losses = models.fit(own | given, api, models.find(provider, target.get("model")))
+    fields = {(names or {}).get(name, name): value for name, value in fields.items()}
+    return _merged(_merged(body, raw), fields), losses
+
+
+def _merged(body: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with more fields: objects are merged, the rest replaced."""
+    for name, value in fields.items():
+        old = body.get(name)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        body = body | {name: _merged(old, value) if isinstance(old, dict) and both else value}
     return body

@@ -1,4 +1,4 @@
-"""The network: one POST, its answer as bytes, its failures as CallFailed. The only importer of httpx.
+"""The network: one request, its answer as bytes, its failures as CallFailed. The only importer of httpx.
 
 Each thread has its own client over one shared TLS context: a client shared by all threads scans its pool at every
 request, and a new client for each request costs 19 ms of CPU (encode/httpx #3215). httpx has no deadline for a
@@ -49,7 +49,7 @@ class Io(Protocol):
 def post(
     url: str,
     headers: Mapping[str, str],
-    body: bytes,
+    body: bytes | None,
     io: Io,
     *,
     secrets: Iterable[str] = (),
@@ -58,8 +58,8 @@ def post(
 ) -> Iterator[bytes]:
     """The bytes of the answer to a POST, unzipped, as they come; nothing is sent before the first is asked for.
 
-    Ends at the end of the answer. Redirects are not followed (the key would go to a second host).
-    No message names a header's value, and each of `secrets` is masked.
+    Ends at the end of the answer. Redirects are not followed (the key would go to a second host). Without a body it
+    is a GET. No message names a header's value, and each of `secrets` is masked.
     CallFailed: "network" (billed "no" if no connection came about), "timeout" (connecting 10 s, first byte, idle,
     or what `io.left()` says), "cut" when the answer breaks off, "malformed" for HTML and for more than 256 MiB, and
     what the HTTP status says (see _faults). A timeout of the name service itself cannot be shortened.
@@ -72,7 +72,7 @@ def post(
     try:
         client, transport = _client(parts.scheme, parts.hostname or "")
         transport.clock = clock
-        with client.stream("POST", url, headers=headers, content=body) as response:
+        with client.stream("GET" if body is None else "POST", url, headers=headers, content=body) as response:
             clock.phase = "body"
             if not response.is_success:
                 raise _refusal(response, secrets)

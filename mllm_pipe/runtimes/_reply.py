@@ -56,7 +56,8 @@ def read(
     """The result that an answer's JSON values make.
 
     fold(state, value) takes in a value, and is True for the last one. close(state) gives {"parts", "raw_finish",
-    "model", "usage", "response_id"} of what has come, and `finish` where the API has no word for it.
+    "model", "usage", "response_id"} of what has come, `finish` where the API has no word for it, and `service_tier`
+    and `factors` where it says them.
     `finishes`: the API's words for the finish reasons. An answer is whole if it has a finish reason, whatever the
     connection did after it. CallFailed with the result so far: "cut" (no finish reason), "malformed" (an unknown
     one), "empty", or what an error among the values says.
@@ -87,6 +88,10 @@ def read(
         "origin": {"response_id": closed["response_id"], "raw_finish": raw_finish},
         "losses": [],
     }
+    if isinstance(closed.get("service_tier"), str):
+        result["service_tier"] = closed["service_tier"]
+    if factors := [word for word in closed.get("factors", ()) if isinstance(word, str)]:
+        result["factors"] = factors
     if raw_finish is None:
         failure = failure or CallFailed("cut", "the answer ended without a finish reason")
     elif finish == "error":

@@ -114,7 +114,8 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     if asked.get("schema") is not None:
         body["output_config"] = {"format": {"type": "json_schema", "schema": asked["schema"]}}
     body["messages"] = messages
-    return _endpoint.options(body, target.get("options"), asked.get("options")), losses + dropped, prefix
+    body, unfit = _endpoint.with_options(body, target, asked, API, API)
+    return body, losses + dropped + unfit, prefix
 
 
 def _tool(tool: Json, losses: list[Json]) -> Json:
@@ -241,16 +242,19 @@ def _close(state: Json) -> Json:
         parts.append({"type": "refusal", "text": details["explanation"], "raw": details})
     said = [_reply.count(usage.get(name)) for name in _INPUT]
     known = [number for number in said if number is not None]
-    thinking = usage.get("output_tokens_details") or {}
+    thinking, writes = usage.get("output_tokens_details") or {}, usage.get("cache_creation") or {}
     return {
         "parts": parts,
         "raw_finish": message.get("stop_reason"),
         "model": message.get("model"),
         "response_id": message.get("id"),
+        "service_tier": usage.get("service_tier"),
+        "factors": [usage.get("inference_geo"), usage.get("speed")],
         "usage": _reply.used(
             input_tokens=sum(known) if known else None,  # the API's own input_tokens leaves the cache out
             cache_read_tokens=said[1],
             cache_write_tokens=said[2],
+            cache_write_1h_tokens=_reply.count(writes.get("ephemeral_1h_input_tokens")) or None,
             output_tokens=_reply.count(usage.get("output_tokens")),
             reasoning_tokens=_reply.count(thinking.get("thinking_tokens")),
         ),

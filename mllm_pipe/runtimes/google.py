@@ -115,7 +115,8 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     if settings:
         body["generationConfig"] = settings
     body["contents"] = contents
-    return _endpoint.options(body, target.get("options"), asked.get("options")), losses + dropped, prefix
+    body, unfit = _endpoint.with_options(body, target, asked, API, API)
+    return body, losses + dropped + unfit, prefix
 
 
 def _contents(turn: Json, keep: bool, rule: Json) -> list[Json]:

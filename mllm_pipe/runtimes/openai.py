@@ -107,7 +107,8 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
         wanted = {"type": "json_schema", "name": "answer", "schema": asked["schema"], "strict": False}
         body["text"] = {"format": wanted}
     body["input"] = items
-    return _endpoint.options(body, target.get("options"), asked.get("options")), losses + dropped + unsent, prefix
+    body, unfit = _endpoint.with_options(body, target, asked, API, API)
+    return body, losses + dropped + unsent + unfit, prefix
 
 
 def _items(turn: Json, keep: bool, losses: list[Json]) -> list[Json]:
@@ -235,6 +236,7 @@ def _close(state: Json) -> Json:
         "finish": finish,
         "model": response.get("model"),
         "response_id": response.get("id"),
+        "service_tier": response.get("service_tier"),
         "usage": _reply.used(
             input_tokens=_reply.count(usage.get("input_tokens")),
             cache_read_tokens=_reply.count(of_input.get("cached_tokens")),

@@ -33,9 +33,8 @@ API, DEFAULT_URL, VENDOR_KEY = "openai-chat", "https://api.openai.com/v1", "OPEN
 def call(target: Json, request: Json, io: Any) -> Json:
     """Asks the model; see mllm_pipe.runtimes."""
     rendered, address = _rendered(target, request), _address(target)
-    provider = _profile(target).get("provider") or _endpoint.endpoint(address[0])
     return _reply.exchange(
-        API, target, address, rendered, lambda values: reply(values, target, request, io.text), io, provider
+        API, target, address, rendered, lambda values: reply(values, target, request, io.text), io, _provider(target)
     )
 
 
@@ -53,6 +52,11 @@ def preview(target: Json, request: Json) -> Json:
 def _profile(target: Json) -> Json:
     profile: Json = target.get("profile") or {}
     return profile
+
+
+def _provider(target: Json) -> str:
+    """The vendor's name, or the host."""
+    return _profile(target).get("provider") or _endpoint.endpoint(_url(target))
 
 
 def _url(target: Json) -> str:
@@ -129,7 +133,9 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
         else:
             body["response_format"] = {"type": "json_object"}
             _turns.loss(losses, {}, "schema", "downgraded", "this server only promises JSON")
-    return _endpoint.options(body, target.get("options"), asked.get("options")), losses + dropped + unsent, prefix
+    names = {"max_completion_tokens": profile.get("max_tokens_key", "max_completion_tokens")}
+    body, unfit = _endpoint.with_options(body, target, asked, API, _provider(target), names)
+    return body, losses + dropped + unsent + unfit, prefix
 
 
 def _tool(tool: Json) -> Json:
