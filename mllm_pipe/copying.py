@@ -4,58 +4,117 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mllm_pipe.envelope import CONTROL, Record, line_of
+from mllm_pipe.envelope import CONTROL, Record, line_of, timestamp
 from mllm_pipe.errors import FAILED, Outcome, Usage
-from mllm_pipe.lines import Lines, bad_line, parse
+from mllm_pipe.lines import Lines, Long, bad_line, closes, parse
 from mllm_pipe.stream import refuse_text, write
-from mllm_pipe.terminal import kind_of, say
+from mllm_pipe.terminal import kind_of, note, safe, say
 
 
 def copy(outcome: Outcome, complete: Callable[[Record], Record | None], max_line: int) -> int:
     """Copy stdin to stdout; the exit status. `complete` makes a record of a bare message, or gives None.
 
-    A line that is no record goes on as an error record. Control records go on into a pipe only, and are obeyed.
+    A line that is no record goes on as an error record. Control records go on into a pipe only, and are obeyed; into
+    a pipe a stream without them gets its begin and its end, so that the next command notices if we are killed.
     """
-    lines = Lines(0, max_line)
-    control_goes_on = kind_of(1) == "pipe"
-    number, unended = 0, False
+    lines, copier = Lines(0, max_line), _Copier(outcome, complete)
     for batch in lines.batches():
-        out: list[bytes] = []
-        for line in batch:
-            number += 1
-            record, fault = parse(line)
-            if not fault and record["type"] not in CONTROL:
-                out.append(line)  # type: ignore[arg-type]
-            elif not fault:
-                unended = record["type"] != "end"
-                _obey(record, outcome)
-                if control_goes_on:
-                    out.append(line)  # type: ignore[arg-type]
-            elif record and (made := complete(record)):
-                out.append(line_of(made)[:-1])
-            elif line:
-                if number == 1:
-                    refuse_text(line)
-                outcome.bad_lines += 1
-                say(f"stdin: line {number}: {fault}; passed on as an error record")
-                out.append(line_of(bad_line(line, number, "-", fault))[:-1])
+        out = copier.batch(batch)
         if out:
             out.append(b"")
-            write(b"\n".join(out))
-    if not number:
+            data = b"\n".join(out)
+            write(safe(data.decode("utf-8", "replace")).encode() if copier.terminal else data)
+    if not copier.records:
         raise Usage("stdin is empty: did the command before fail?")
-    if unended:
-        outcome.fail(FAILED)
-        say("input ended early: the command before was killed, or a filter dropped the end record")
+    last = copier.end(lines.torn)
+    if last:
+        write(b"\n".join([*last, b""]))
     return outcome.status()
 
 
-def _obey(control: Record, outcome: Outcome) -> None:
-    """Remember what a control record says of the threads before it."""
-    if control["type"] == "handoff" and control.get("status") != "ok":
-        if control.get("status") == "no":
-            outcome.said_no = True
+class _Copier:
+    """What has to be known of the lines before: whether the stream began, a bad line that may be known damage."""
+
+    def __init__(self, outcome: Outcome, complete: Callable[[Record], Record | None]) -> None:
+        self.outcome, self.complete = outcome, complete
+        self.pipe, self.terminal = kind_of(1) == "pipe", kind_of(1) == "terminal"
+        self.number = self.records = 0
+        self.control = self.unended = False
+        self.held: tuple[bytes | Long, int, str] | None = None
+
+    def batch(self, batch: list[bytes | Long]) -> list[bytes]:
+        """The lines to write for a batch of lines."""
+        out: list[bytes] = []
+        for line in batch:
+            self.number += 1
+            record, fault = parse(line)
+            if fault or self.held or not self.records or record["type"] in CONTROL:
+                if not line:
+                    continue
+                self._unusual(line, record, fault, out)
+            else:
+                out.append(line)  # type: ignore[arg-type]
+        return out
+
+    def _unusual(self, line: bytes | Long, record: Record, fault: str, out: list[bytes]) -> None:
+        """The first line, a control record, a bare message, a bad line or one after it."""
+        if self.held:
+            out.append(self._report(known=not fault and closes(record, self.held[0])))
+        if not self.records:
+            refuse_text(line)
+            if self.pipe and record.get("type") not in CONTROL:
+                out.append(line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1])
+        self.records += 1
+        if not fault and record["type"] in CONTROL:
+            self.control, self.unended = True, record["type"] != "end"
+            goes_on = self._obeyed(record, line)
+            if self.pipe:
+                out.append(goes_on)
+        elif not fault:
+            out.append(line)  # type: ignore[arg-type]
+        elif record and (made := self.complete(record)):
+            out.append(line_of(made)[:-1])
         else:
-            outcome.fail(FAILED)
-    elif control["type"] == "end" and isinstance(control.get("bad_lines"), int):
-        outcome.bad_lines += control["bad_lines"]
+            self.held = line, self.number, fault
+
+    def end(self, torn: bool) -> list[bytes]:
+        """What is to be written after the last line. A stream that was cut gets no end: the next one shall see it."""
+        out = [self._report(known=False)] if self.held else []
+        cut = torn and bool(out)
+        if self.unended:
+            self.outcome.fail(FAILED)
+            say("input ended early: the command before was killed, or a filter dropped the end record")
+        if self.pipe and not self.control and not cut:
+            end: Record = {"v": 1, "type": "end", "threads": 0}
+            out.append(line_of(self._with_bad_lines(end))[:-1])
+        return out
+
+    def _report(self, *, known: bool) -> bytes:
+        assert self.held
+        line, number, fault = self.held
+        self.held = None
+        if known:
+            note(f"stdin: line {number}: torn by a write that was killed; known, nothing else is lost")
+        else:
+            self.outcome.bad_lines += 1
+            say(f"stdin: line {number}: {fault}; passed on as an error record")
+        return line_of(bad_line(line, number, "-", fault))[:-1]
+
+    def _obeyed(self, control: Record, line: bytes | Long) -> bytes:
+        """Remember what a control record says of the threads before it; the line that goes on."""
+        if control["type"] == "handoff" and control.get("status") != "ok":
+            if control.get("status") == "no":
+                self.outcome.said_no = True
+            else:
+                self.outcome.fail(FAILED)
+        elif control["type"] == "end":
+            ours = self.outcome.bad_lines
+            if isinstance(control.get("bad_lines"), int):
+                self.outcome.bad_lines += control["bad_lines"]
+            if ours:
+                return line_of(self._with_bad_lines(control))[:-1]
+        assert isinstance(line, bytes)
+        return line
+
+    def _with_bad_lines(self, end: Record) -> Record:
+        return end | ({"bad_lines": self.outcome.bad_lines} if self.outcome.bad_lines else {})

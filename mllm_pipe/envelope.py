@@ -88,6 +88,9 @@ def envelope_fault(record: Any) -> str:
     if type(record) is not dict:
         return f"a record is a JSON object, this is {_named(record)}"
     if "v" not in record and "role" in record and "content" in record:
+        sample = {"v": 1, "type": "message", "thread": "t", "id": "i"} | record
+        if not holds(sample):
+            return f"a bare message that is none: {explain(sample)}"
         return "a bare message, not a record; complete it with: | thread-append -"
     if record.get("v") != 1 or record["v"] is True:
         return "v is not 1"

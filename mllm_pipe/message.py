@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mllm_pipe.envelope import Record, explain, holds, line_of, new_id, timestamp
 from mllm_pipe.errors import BadRecord, Missing
+from mllm_pipe.lines import MAX_LINE
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import parents, tip_of
 
@@ -26,7 +27,10 @@ def extend(thread: Thread, messages: list[Record], at: str | None = None) -> lis
         if not holds(record):
             raise BadRecord(f"the new message does not hold to the envelope: {explain(record)}")
         tip = record["id"]
-        thread.add(record, line_of(record)[:-1])
+        line = line_of(record)
+        if len(line) > MAX_LINE:
+            raise BadRecord(f"the new message has {len(line)} bytes; a line has at most {MAX_LINE}")
+        thread.add(record, line[:-1])
         made.append(record)
     return made
 

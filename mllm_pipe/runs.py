@@ -141,7 +141,8 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def _table_of(run: dict[str, Any]) -> str:
     head = f"run {run['id']}  {run['status']}  {run['started_at'] or ''}\n"
-    rows: list[tuple[str, ...]] = [("", "stage", "runtime", "model", "status", "time", "first", "in", "cached", "out", "cost")]
+    heads = ("", "stage", "runtime", "model", "status", "time", "first", "in", "cached", "out", "cost")
+    rows: list[tuple[str, ...]] = [heads]
     for number, stage in enumerate(run["stages"], 1):
         what = stage["op"] if stage.get("agent") in (None, "assistant") else f"{stage['op']} {stage['agent']}"
         rows.append(

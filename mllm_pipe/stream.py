@@ -33,9 +33,16 @@ def refuse_own_output() -> None:
 
 def refuse_text(first_line: bytes | Long, name: str = "stdin") -> None:
     """Plain text is no stream; it is taken neither for a prompt nor for damage. BadRecord with what works."""
-    text = first_line.head if isinstance(first_line, Long) else first_line
-    if not text.lstrip().startswith(b"{"):
-        instead = "thread-append FILE @-" if program() == "thread-append" else f"thread-append --new @- | {program()}"
+    text = (first_line.head if isinstance(first_line, Long) else first_line).lstrip()
+    if text.startswith(b"["):
+        raise BadRecord(f"{name} is a JSON array, not a record a line; take it apart with: jq -c '.[]'")
+    if text.startswith(b"\xef\xbb\xbf"):
+        raise BadRecord(f"{name} begins with a byte order mark; take it off with: tail -c +4")
+    if not text.startswith(b"{"):
+        instead = {
+            "thread-append": "thread-append FILE @-",
+            "dispatch": "thread-append --new @- | dispatch",
+        }.get(program(), f"thread-append --new @- | dispatch --to SPEC | {program()}")
         raise BadRecord(f"{name} is plain text, not records; to ask it: {instead}")
 
 
@@ -81,9 +88,11 @@ class Source:
         max_line: int = MAX_LINE,
         complete: Callable[[Record], Record | None] | None = None,
         again: bool = False,
+        may_be_empty: bool = False,
         name: str = "stdin",
     ) -> None:
         """complete: makes a record of a bare message, or gives None. again: a thread may come back (for storing)."""
+        self.may_be_empty = may_be_empty
         self.outcome, self.pass_on, self.name = outcome, pass_on, name
         self.lines = Lines(descriptor, max_line)
         self.grouped, self.complete, self.again = grouped, complete, again
@@ -135,7 +144,7 @@ class Source:
                         yield self._complete(self.pending.pop(current))
                     current = record["thread"]
                     self._thread(current).add(record, line)
-        if not any_line:
+        if not any_line and not self.may_be_empty:
             raise Usage(f"{self.name} is empty: did the command before fail?")
         tail: bytes | Long | None = None
         if held:
@@ -151,6 +160,8 @@ class Source:
             if open_stream:
                 thread.fault = InputCut("input ended early")
             yield self._complete(self.pending.pop(thread.id))
+        if not self.count and not self.outcome.bad_lines and not self.outcome.failures and not self.may_be_empty:
+            raise Usage(f"{self.name} holds no thread: did a filter drop it?")
 
     def _thread(self, ident: str) -> Thread:
         thread = self.pending.get(ident)
@@ -177,7 +188,7 @@ class Source:
         if self.from_pipe and stamp is not None and stamp >= STARTED - FRESH_S:
             inherited = handoff.get("parent_run_id")
             if isinstance(inherited, str) and 0 < len(inherited) <= 200:
-                thread.run = os.environ.get("MLLM_PARENT_RUN_ID") or inherited
+                thread.run = inherited_run() or inherited
         return self._complete(thread)
 
     def _failed_alone(self, handoff: Record) -> Thread | None:
@@ -186,7 +197,7 @@ class Source:
 
     def run(self) -> str:
         """The run of a thread that inherits none: $MLLM_PARENT_RUN_ID, or one new run for this command."""
-        self._run = self._run or os.environ.get("MLLM_PARENT_RUN_ID") or new_id()
+        self._run = self._run or inherited_run() or new_id()
         return self._run
 
     def _report(self, line: bytes | Long, number: int, thread: str, why: str, *, known: bool) -> None:
@@ -247,7 +258,8 @@ class Sink:
         if self.baton and not self.begun:
             lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1], *lines]
         self.begun = True
-        write(b"\n".join(lines) + b"\n")
+        data = b"\n".join(lines) + b"\n"
+        write(safe(data.decode("utf-8", "replace")).encode() if kind_of(1) == "terminal" else data)
 
     def end(self, source: Source | None, outcome: Outcome) -> None:
         """Write the end record, unless the input itself was cut: then the next command shall see it too."""
@@ -309,6 +321,14 @@ def traceparent() -> str:
     """The W3C trace context of the environment, "" if there is none or it is malformed."""
     value = os.environ.get("TRACEPARENT", "")
     return value if re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", value) else ""
+
+
+def inherited_run() -> str:
+    """$MLLM_PARENT_RUN_ID, "" if it is not set. Usage if it can be no id."""
+    value = os.environ.get("MLLM_PARENT_RUN_ID", "")
+    if len(value) > 200 or not value.isprintable():
+        raise Usage("MLLM_PARENT_RUN_ID is no id: it has at most 200 printable characters")
+    return value
 
 
 def watch_reader(on_left: Callable[[], Any]) -> None:

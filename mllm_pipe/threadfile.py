@@ -10,7 +10,7 @@ from mllm_pipe.lines import parse
 from mllm_pipe.storage import Appender, read_new
 from mllm_pipe.stream import PassOn, Source, Thread
 from mllm_pipe.terminal import say
-from mllm_pipe.thread import only_thread, parents, tip_of
+from mllm_pipe.thread import only_thread
 
 
 class ThreadFile:
@@ -23,7 +23,7 @@ class ThreadFile:
         self.appender, self.messages_only = appender, messages_only
         self.offset = 0
         self.stored: dict[str, int] = {}  # thread and id: hash of the line, to tell a record that differs
-        self.names: dict[str, None] = {}  # of its threads, in order
+        self.tips: dict[str, str | None] = {}  # of its threads, in order: the message that each stands at
 
     def threads_locked(self, outcome: Outcome, pass_on: PassOn) -> dict[str, Thread]:
         """All threads of the file, by id. Its bad lines are told of and passed on."""
@@ -31,7 +31,8 @@ class ThreadFile:
         os.lseek(self.appender.descriptor, 0, os.SEEK_SET)
         if not os.fstat(self.appender.descriptor).st_size:
             return {}
-        source = Source(outcome, pass_on, descriptor=self.appender.descriptor, again=True, name=self.appender.path)
+        source = Source(outcome, pass_on, descriptor=self.appender.descriptor, again=True, may_be_empty=True,
+                        name=self.appender.path)  # fmt: skip
         found: dict[str, Thread] = {}
         for thread in source.threads():
             known = found.setdefault(thread.id, thread)
@@ -44,7 +45,7 @@ class ThreadFile:
         """The id of the file's only thread, "" if it has none yet. Usage if it has several."""
         with self.appender:
             self._refresh()
-        return only_thread(list(self.names), None, self.appender.path)
+        return only_thread(list(self.tips), None, self.appender.path)
 
     def whole(self, ident: str) -> Thread:
         """A thread as the file has it; what is wrong with other lines was told when they were met."""
@@ -53,8 +54,9 @@ class ThreadFile:
 
     def tip(self, ident: str) -> str | None:
         """The message that a thread of the file stands at."""
-        thread = self.whole(ident)
-        return tip_of(thread.records, parents(thread.records))
+        with self.appender:
+            self._refresh()
+        return self.tips.get(ident)
 
     def add_locked(self, thread: Thread, outcome: Outcome) -> list[Record]:
         """Append, in one write, the records of the thread that the file lacks; those records."""
@@ -88,8 +90,12 @@ class ThreadFile:
         record, fault = parse(line)
         if not fault and record["type"] not in CONTROL:
             self.stored.setdefault(_key(record), hash(line))
-            if record["type"] != "error":
-                self.names.setdefault(record["thread"])
+            if record["type"] == "message":
+                self.tips[record["thread"]] = record["id"]
+            elif record["type"] == "verdict" and "preferred" in record:
+                self.tips[record["thread"]] = record["preferred"]
+            elif record["type"] != "error":
+                self.tips.setdefault(record["thread"])
 
 
 def _key(record: Record) -> str:

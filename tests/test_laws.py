@@ -31,7 +31,8 @@ def journal(home: Path) -> list[dict]:
 def test_law_1_it_is_cat_until_it_has_something_to_add(sh, work):
     odd = '{"type" : "x-new", "v":1.0, "id":"\\u0041", "thread":"t", "far": {"future": [1e3, 2]}}'
     write(work, "t", odd, ONE)
-    assert sh("thread-append - < t") == (0, f"{odd}\n{ONE}\n", "")
+    assert sh("thread-append - < t > out; cat out") == (0, f"{odd}\n{ONE}\n", "")
+    assert sh("thread-append - < t | sed -e 1d -e '$d'") == (0, f"{odd}\n{ONE}\n", ""), "control records aside"
     assert sh("dispatch --to echo < t > out && head -n 2 out") == (0, f"{odd}\n{ONE}\n", "")
 
 
@@ -93,7 +94,7 @@ def test_law_4_the_next_command_hears_of_a_bad_line_too(sh, work):
 
 def test_law_4_a_bad_line_that_is_no_utf8_or_very_long_is_carried(sh, work):
     (work / "t").write_bytes(b'{"\xff\n{' + b"x" * 9000 + b"\n" + ONE.encode() + b"\n")
-    first, second, _ = sh("thread-append - < t").records
+    first, second, _ = sh("thread-append - < t > out; cat out").records
     assert first["raw_base64"] == "eyL/"
     assert (len(second["raw"]), second["length"], len(second["sha256"])) == (4096, 9001, 64)
 
@@ -174,7 +175,9 @@ def test_law_7_the_same_file_as_stdin_and_stdout_is_refused(sh, work, home, comm
 def test_law_8_a_reader_that_leaves_stops_the_work_in_silence(sh, work):
     write(work, "t", ONE)
     ran = sh('yes "$(tail -n 1 t)" | thread-append - | head -1; echo "${PIPESTATUS[@]}"')
-    assert ran == (0, f"{ONE}\n141 141 0\n", "")
+    assert (ran.status, ran.err) == (0, "")
+    begin, statuses = ran.out.splitlines()
+    assert orjson.loads(begin)["type"] == "begin" and statuses == "141 141 0"
 
 
 def test_law_8_a_reader_that_leaves_cancels_the_call_in_flight(sh, work):
@@ -242,7 +245,7 @@ def test_law_9_a_full_disk_takes_nothing_back_that_was_there(sh, work):
 def test_law_10_lines_end_at_a_newline_only(sh, work):
     odd = MESSAGE % ("t", "1", "a\u2028b\u0085c\x7f") + "\r"
     (work / "t").write_bytes(odd.encode() + b"\n")
-    assert sh("thread-append - < t | od -c | tail -n 3").out.split()[-3:-1] == ["\\r", "\\n"]
+    assert sh("thread-append - < t > out; od -c out | tail -n 3").out.split()[-3:-1] == ["\\r", "\\n"]
     assert sh("dispatch --to echo --text < t").out == "a\u2028b\u0085c\x7f\n"
 
 
@@ -267,12 +270,12 @@ def test_law_10_what_cannot_be_written_again_is_not_sent(sh, work, home, field, 
 def test_law_10_what_is_only_copied_is_not_judged(sh, work):
     line = ONE[:-1] + ',"n":18446744073709551616,"role":"boss"}'
     write(work, "t", line)
-    assert sh("thread-append - < t") == (0, line + "\n", "")
+    assert sh("thread-append - < t > out; cat out") == (0, line + "\n", "")
 
 
 def test_law_10_a_line_beyond_the_limit_is_a_clear_error(sh, work):
     write(work, "t", MESSAGE % ("t", "1", "x" * 5000), ONE)
-    ran = sh("thread-append - --max-line 1000 < t")
+    ran = sh("thread-append - --max-line 1000 < t > out; s=$?; cat out; exit $s")
     assert ran.status == 65
     assert ran.err == "thread-append: stdin: line 1: too long, 5073 bytes; --max-line sets the limit; " \
                       "passed on as an error record\n"  # fmt: skip
@@ -323,3 +326,34 @@ def test_statuses_combine_in_the_order_of_the_table(sh, work):
     assert sh("dispatch --to echo < line").status == 65
     assert sh("dispatch --to echo < line | judge --check json").status == 65
     assert sh("dispatch --to /dev/null < line").status == 2
+
+
+# -- a copy is a stage of the pipe like any other
+
+
+def test_a_copy_that_is_killed_is_noticed_by_the_next_command(sh, work, home):
+    """Half a thread has gone through when the copy ends: it must not be asked."""
+    write(work, "t", ONE, MESSAGE % ("t", "m2", "but wait"))
+    ran = sh("{ thread-append - < t | head -n 2; } | dispatch --to echo; exit ${PIPESTATUS[1]}")
+    assert ran.status == 3 and journal(home) == []
+
+
+def test_a_bad_line_in_a_copy_is_heard_of_to_the_end_of_the_pipe(sh, work):
+    write(work, "t", ONE, '{"role":"user","content":5}')
+    ran = sh("thread-append - < t | dispatch --to echo | judge --check regex:. > out")
+    assert ran.status == 65
+    assert "a bare message that is none: content is 5, expected of type string or array" in ran.err
+
+
+def test_a_torn_line_in_a_copy_is_not_made_whole(sh, work, home):
+    (work / "t").write_text(ONE + '\n{"v":1,"type":"message","thread":"t","id":"m2","ro')
+    assert sh("thread-append - < t 2>/dev/null | dispatch --to echo > out").status == 3
+    assert journal(home) == []
+
+
+@pytest.mark.parametrize("command", ["dispatch --to echo more", "judge --check json", "trace", "thread-append f"])
+def test_a_stream_without_a_thread_is_no_success(sh, work, home, command):
+    write(work, "t", ONE)
+    ran = sh(f"dispatch --to echo < t | jq -c 'select(.thread == \"typo\" or .type == \"end\")' | {command}")
+    assert ran == (2, "", f"{command.split()[0]}: stdin holds no thread: did a filter drop it?\n")
+    assert len(journal(home)) == 2

@@ -170,6 +170,7 @@ def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, comp
     for thread in source.threads():
         for record in loose:
             sink.record(record)
+        extended = thread.id in complete.last and store.tip(thread.id) is not None and kind_of(1) != "null"
         with store.appender:
             added = store.add_locked(thread, outcome)
             store.add_loose_locked(loose)
@@ -177,7 +178,7 @@ def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, comp
             if record["type"] == "message" and record["role"] == "assistant":
                 answer = text_of(record["content"])
         # bare messages came without the thread that they extend: what goes on is the whole of it
-        _hand_on(thread, store.whole(thread.id) if thread.id in complete.last else thread, sink, outcome)
+        _hand_on(thread, store.whole(thread.id) if extended else thread, sink, outcome)
     for record in loose:
         sink.record(record)
     if loose:
