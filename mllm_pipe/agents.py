@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe import runtimes
+from mllm_pipe import places, runtimes
 from mllm_pipe.errors import Usage
 from mllm_pipe.terminal import note
 
@@ -145,8 +145,7 @@ def read_configuration() -> dict[str, Any]:
     project = project_file()
     if project:
         note(f"{project} is not used, it came with this directory; to use it: MLLM_CONFIG={shlex.quote(project)}")
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return _read(os.path.join(home, "mllm-pipe", "mllm.toml"), must=False)
+    return _read(os.path.join(places.configuration(), "mllm.toml"), must=False)
 
 
 def project_file() -> str | None:
@@ -192,4 +191,22 @@ def survey() -> list[tuple[str, str]]:
         else:
             found.append((name, runtimes.load(kind).usable(target)))
     chat = runtimes.load("openai-chat")
-    return found + [(name, chat.usable(_UNSET | {"runtime": name} | known)) for name, known in presets().items()]
+    for name, known in presets().items():
+        target = _UNSET | {"runtime": name} | known
+        found.append((name, chat.usable(target) or _deaf(target["base_url"])))
+    return found
+
+
+def _deaf(base_url: str) -> str:
+    """Why a server on this machine cannot be called, "" if something listens there or it is elsewhere."""
+    import socket
+    from urllib.parse import urlsplit
+
+    at = urlsplit(base_url)
+    if at.hostname not in ("127.0.0.1", "localhost", "::1"):
+        return ""
+    try:
+        socket.create_connection((at.hostname, at.port or 80), timeout=1).close()
+    except OSError:
+        return f"nothing listens at {at.hostname}:{at.port}"
+    return ""

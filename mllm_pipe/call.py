@@ -15,7 +15,7 @@ from typing import Any
 from mllm_pipe import journal
 from mllm_pipe.agents import find
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import CallFailed, Failure, WriteFailed
+from mllm_pipe.errors import CallFailed, Failure, Stopped, WriteFailed
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import traceparent, watch_reader
 
@@ -33,11 +33,13 @@ class Io:
         self.run, self.strict = run, strict
         self.timeout_s, self.on_text = timeout_s, on_text
         self.first_text: float | None = None
+        self.pieces: list[str] = []  # of the answer, for the journal if it is cut off
 
     def text(self, piece: str) -> None:
         """A piece of the answer has come."""
         if self.first_text is None:
             self.first_text = time.monotonic()
+        self.pieces.append(piece)
         if self.on_text:
             self.on_text(piece)
 
@@ -136,6 +138,7 @@ def ask(
         if failure is None or failure.code in NO_FALLBACK:
             break
     with _settled():
+        result = _priced(candidate, request, result, failure, io.started_at)
         span = span_of(candidate, about, io, run_id, result or {}, failure)
         span |= {"started_at": started_at, "duration_ms": _ms(time.monotonic() - began), "attempts": attempts}
         made = make(result, span) if result and result["parts"] else []
@@ -143,6 +146,7 @@ def ask(
         call = Call(span, result, failure, made)
         try:
             journal.conclude(run_id, key, span["status"], [span, *made])
+            _kept.append(run_id)
         except WriteFailed as lost:
             call.unkept = str(lost)
     return call
@@ -179,11 +183,48 @@ def _tried(
         except Failure:
             journal.conclude(run_id, key, "error", [])  # refused on our side: nothing was sent
             raise
+        except Stopped:
+            attempt |= {"status": "unknown", "code": "stopped"}
+            _keep_pieces(target, about, io, run_id, key, attempts)
+            raise
         finally:
             attempt["duration_ms"] = _ms(time.monotonic() - began)
         wait = next_wait
         time.sleep(wait)
     raise AssertionError("the last try returns")
+
+
+def _priced(
+    target: dict[str, Any],
+    request: dict[str, Any],
+    result: Result | None,
+    failure: CallFailed | None,
+    started_at: str,
+) -> Result | None:
+    """The result, with a cost by the table of models where nobody else said one; of a cut answer the usage is no whole
+    one, and its cost unknown."""
+    cut = failure is not None and failure.billed != "yes"
+    if cut or not result or not result.get("usage") or result.get("cost_usd") is not None:
+        return result
+    from datetime import datetime
+
+    from mllm_pipe.prices import cost_of_call
+
+    cost = cost_of_call(target, request, result, datetime.fromisoformat(started_at))
+    return result if cost is None else result | {"cost_usd": float(cost), "cost_source": "table"}
+
+
+def _keep_pieces(
+    target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, key: str, attempts: list[Record]
+) -> None:
+    """What had come of an answer when a signal ended us: it may have to be paid for."""
+    with _settled():
+        stopped = CallFailed("cut", "a signal ended the command")
+        span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
+        error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
+        error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
+        heard = "".join(io.pieces).encode(errors="replace").decode()
+        journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
 
 
 def span_of(
@@ -209,6 +250,14 @@ def span_of(
     }
     losses = [*about.get("losses", []), *result.get("losses", [])]
     return span | ({"losses": losses} if losses else {})
+
+
+def where_answers_are() -> str:
+    """For a message that stdout could not be written: where to find what was paid for."""
+    return f"; what was answered is in {journal.path()}, see mllm-pipe(7)" if _kept and journal.mode() == "full" else ""
+
+
+_kept: list[str] = []  # run ids of this process that the journal has
 
 
 def stop_when_reader_leaves() -> None:

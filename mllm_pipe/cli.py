@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import click
 
 from mllm_pipe import __version__
-from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped
+from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usage
 from mllm_pipe.lines import MAX_LINE
-from mllm_pipe.stream import die_by
+from mllm_pipe.stream import die_by, reader_left, write
 from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
 
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -34,17 +34,30 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
             signal.signal(signum, _stop)
     try:
         guard_descriptors()
+        given = sys.argv[1:] if arguments is None else arguments
+        for argument in given:
+            if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+                raise Usage(f"the argument {argument!r} is no UTF-8")
         status = command.main(arguments, prog_name=name, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         leave(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as done:
         leave(done.exit_code)
+    except SystemExit as done:  # click's own, from completion, and for a reader that left
+        code = done.code if isinstance(done.code, int) else 1
+        if code == 1 and reader_left():
+            die_by(signal.SIGPIPE)
+        leave(code)
+    except click.exceptions.NoArgsIsHelpError as bare:
+        write(f"{bare.format_message()}\n".encode(), 2)
+        leave(USAGE)
     except click.ClickException as wrong:
         say(f"{wrong.format_message().rstrip('.')}; see {name} --help")
         leave(USAGE)
     except Failure as failure:
-        say(str(failure))
+        call = sys.modules.get("mllm_pipe.call")
+        say(f"{failure}{call.where_answers_are() if call and failure.status == WRITE_FAILED else ''}")
         leave(failure.status)
     except click.Abort:
         die_by(signal.SIGINT)
@@ -91,6 +104,12 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
 
 
+def _seconds(_: click.Context, __: click.Parameter, value: float) -> float:
+    if value != value:
+        raise Usage("--timeout is no number")
+    return value
+
+
 def _hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
     if quiet:
         be_quiet()
@@ -123,8 +142,9 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
         click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True),
                      metavar="SECONDS", help="Limit until an API begins to answer."),
-        click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, envvar="MLLM_TIMEOUT",
-                     metavar="SECONDS", help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
+        click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0,
+                     envvar="MLLM_TIMEOUT", callback=_seconds, metavar="SECONDS",
+                     help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
     )  # fmt: skip
 
 

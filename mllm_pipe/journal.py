@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe import places
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import Usage, WriteFailed
 from mllm_pipe.lines import digest
@@ -22,9 +23,8 @@ _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "m
 
 
 def path() -> str:
-    """Where the journal lies. An empty XDG variable counts as unset."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(home, "mllm-pipe", "journal.jsonl")
+    """Where the journal lies."""
+    return os.path.join(places.state(), "journal.jsonl")
 
 
 def mode() -> str:

@@ -162,7 +162,7 @@ A bare message is enough to begin with;
 makes a record of it:
 .PP
 .EX
-$ echo \(aq{"role": "user", "content": "hello"}\(aq | thread\-append \- | cat
+$ echo \(aq{"role": "user", "content": "hello"}\(aq | thread\-append \- > t.jsonl; cat t.jsonl
 {"v":1,"type":"message","thread":"01a204ed\-b7b7\-79aa\-97aa\-17f01d5c931f","id":"01a204ed\-b7b7\-79aa\-97aa\-17f01d5c9320","at":"2026\-11\-22T20:20:49.948Z","role":"user","content":"hello"}
 .EE
 .PP

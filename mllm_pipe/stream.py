@@ -348,6 +348,13 @@ def watch_reader(on_left: Callable[[], Any]) -> None:
     threading.Thread(target=wait, name="reader-watch", daemon=True).start()
 
 
+def reader_left() -> bool:
+    """True if stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return kind_of(1) == "pipe" and bool(poll.poll(0))
+
+
 def die_by(signum: int) -> None:
     """End as if the signal had not been handled, so that the shell sees 128+n and a loop in it stops."""
     signal.signal(signum, signal.SIG_DFL)

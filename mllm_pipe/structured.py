@@ -27,12 +27,18 @@ def schema_of(spec: str) -> Schema:
     text = spec.strip()
     if text.startswith("{"):
         return _checked(_parsed(text.encode(), "--schema"), "--schema")
-    if os.path.exists(text):
-        with open(text, "rb") as file:
-            return _checked(_parsed(file.read(), f"--schema {text}"), f"--schema {text}")
-    if "/" in text or text.endswith(".json"):
-        raise Missing(f"--schema {text}: no such file")
+    if os.path.exists(text) or "/" in text or text.endswith(".json"):
+        return from_file(text, f"--schema {text}")
     return _short(text)
+
+
+def from_file(path: str, where: str) -> Schema:
+    """The JSON Schema in a file. Missing if it cannot be read, Usage if it is none; `where` begins the message."""
+    try:
+        with open(path, "rb") as file:
+            return _checked(_parsed(file.read(), where), where)
+    except OSError as error:
+        raise Missing(f"{where}: {error.strerror}") from None
 
 
 def _short(text: str) -> Schema:
@@ -64,13 +70,35 @@ def _checked(schema: Any, where: str) -> Schema:
         jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
     except jsonschema.SchemaError as error:
         raise Usage(f"{where}: no JSON Schema: {error.json_path}: {error.message}") from None
+    foreign = [ref for ref in _references(schema) if not ref.startswith("#")]
+    if foreign:  # the validator would fetch it
+        raise Usage(f"{where}: it refers to {foreign[0]}; nothing is fetched, put the definition into its $defs")
     return schema
+
+
+def _references(schema: Any) -> list[str]:
+    """All $ref and $dynamicRef of a schema."""
+    found, level = [], [schema]
+    while level:
+        for value in level:
+            if isinstance(value, dict):
+                found += [value[key] for key in ("$ref", "$dynamicRef") if isinstance(value.get(key), str)]
+        level = [inner for value in level if isinstance(value, (dict, list))
+                 for inner in (value.values() if isinstance(value, dict) else value)]  # fmt: skip
+    return found
+
+
+def fault(value: Any, schema: Schema) -> str:
+    """Where and why a value does not hold to a schema, "" if it does."""
+    import jsonschema
+
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    found = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    return f"{found.json_path}: {found.message}"[:300] if found else ""
 
 
 def value_of(parts: list[dict[str, Any]], schema: Schema) -> tuple[Any, str]:
     """(the value that the answer's parts hold, "" or why it does not hold to the schema)."""
-    import jsonschema
-
     data = [part["value"] for part in parts if part["type"] == "data"]
     if data:
         value = data[0]
@@ -82,9 +110,7 @@ def value_of(parts: list[dict[str, Any]], schema: Schema) -> tuple[Any, str]:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             return None, f"it is no JSON ({error.msg})"
-    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
-    fault = jsonschema.exceptions.best_match(validator.iter_errors(value))
-    return value, f"{fault.json_path}: {fault.message}"[:300] if fault else ""
+    return value, fault(value, schema)
 
 
 def with_value(parts: list[dict[str, Any]], value: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm_pipe.call import Call, Patience, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import WRITE_FAILED, CallFailed, Failure, Outcome, Usage
+from mllm_pipe.errors import CUT_OFF, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note, program, say
 from mllm_pipe.thread import (
@@ -80,14 +80,14 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
     """The turn that the agent is to take; None if the thread is to be skipped.
 
     BadRecord if the thread is unsound; Usage if there is nothing to answer, or several answers and none preferred;
-    CallFailed if it is to be skipped, but its answer was cut short: it is no better for being old.
+    CutShort if it is to be skipped, but its answer was cut short.
     """
     agent, prompt = wish.agent, wish.prompt
     records = admitted(thread)
     messages = branch(records)
     if wish.skip_answered and messages and (answers_prompt(messages, prompt) if prompt else _own(messages[-1], agent)):
         if messages[-1].get("finish") in CUT_SHORT:
-            raise cut_short(messages[-1]["finish"], billed="no")
+            raise cut_short(messages[-1])
         return None
     if messages and len(rival := rivals(records, messages[-1])) > 1:
         names = ", ".join(f"{speaker(answer)} {answer['id']}" for answer in rival)
@@ -214,20 +214,27 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
     tell_unkept(call, thread, outcome)
     failure = call.failure
     if failure is None and call.result and call.result["finish"] in CUT_SHORT:
-        failure = cut_short(call.result["finish"], billed="yes")
+        failure = CallFailed(call.result["finish"], CUT_SHORT[call.result["finish"]], billed="yes")
     return call, failure
 
 
 def tell_unkept(call: Call, thread: Thread, outcome: Outcome) -> None:
     """Tell that the journal does not have a call's answer, which goes on all the same."""
     if call.unkept:
-        say(f"thread {thread.id}: {call.unkept}")
+        say(f"thread {thread.id}: {call.unkept}; the answer goes on to stdout all the same")
         outcome.fail(WRITE_FAILED)
 
 
-def cut_short(finish: str, *, billed: str) -> CallFailed:
-    """An answer that came, and is not the whole one."""
-    return CallFailed(finish, CUT_SHORT[finish], billed=billed)
+class CutShort(Failure):
+    """An answer of the thread is not whole: it is no better for being old."""
+
+    status, code = CUT_OFF, "cut_short"
+
+
+def cut_short(answer: Record) -> CutShort:
+    """That this answer is not a whole one, and how to ask for it again."""
+    again = f"; ask again with: thread-append FILE --at {answer['reply_to']} TEXT" if "reply_to" in answer else ""
+    return CutShort(f"answer {answer['id']} is not whole ({answer['finish']}){again}")
 
 
 def complaint(failure: Failure, thread: Thread, span: Record | None = None) -> Record:

@@ -6,13 +6,15 @@ reads. What does not hold to the form is no verdict, never a number.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import orjson
 
+from mllm_pipe import structured
 from mllm_pipe.envelope import Record
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.thread import asked_again, fenced, parts_of, speaker, text_of, transcript_text
 
 SCALE = (1, 5)  # scores are asked as whole numbers; stored as 0..1
@@ -121,8 +123,11 @@ def _json_of(parts: list[dict[str, Any]]) -> Any:
 Check = Callable[[str], tuple[bool, str]]  # the answer's text -> (holds, why)
 
 
-def check(rule: str, run: Callable[[str, bytes], tuple[bool, str]]) -> Check:
-    """The check that a --check RULE names. `run` runs a command line on bytes. Usage if the rule is none."""
+def check(rule: str, run: Callable[[str, bytes], tuple[bool, str]], timeout_s: float) -> Check:
+    """The check that a --check RULE names. `run` runs a command line on bytes; timeout_s bounds a regex.
+
+    Usage if the rule is none.
+    """
     kind, _, rest = rule.partition(":")
     if kind not in _CHECKS:
         from mllm_pipe.agents import nearest
@@ -132,7 +137,27 @@ def check(rule: str, run: Callable[[str, bytes], tuple[bool, str]]) -> Check:
         raise Usage(f"--check {rule!r}: say {kind}:SOMETHING")
     if kind == "exec":
         return lambda answer: run(rest, answer.encode())
-    return _CHECKS[kind](rest)
+    holds = _CHECKS[kind](rest)
+    return holds if kind != "regex" else lambda answer: _bounded(holds, answer, timeout_s)
+
+
+def _bounded(holds: Check, answer: str, timeout_s: float) -> tuple[bool, str]:
+    """A check that a hostile text may keep busy for ever. CallFailed("timeout") when its time is over.
+
+    The regular expressions of Python look for signals while they search; in another thread there is no such way out.
+    """
+
+    def late(*_: object) -> None:
+        why = f"a --check took longer than {timeout_s:g} s; --timeout sets the limit"
+        raise CallFailed("timeout", why, billed="no")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        return holds(answer)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def findings(checks: dict[str, Check], answer: str) -> dict[str, Any]:
@@ -172,25 +197,14 @@ def _is_json(_: str) -> Check:
 
 
 def _schema(path: str) -> Check:
-    import jsonschema
-
-    try:
-        with open(path, "rb") as file:
-            schema = orjson.loads(file.read())
-        validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        validator_class.check_schema(schema)
-    except OSError as error:
-        raise Missing(f"--check schema:{path}: {error.strerror}") from None
-    except (orjson.JSONDecodeError, jsonschema.SchemaError) as error:
-        raise Usage(f"--check schema:{path}: no JSON Schema: {str(error).splitlines()[0]}") from None
-    validator = validator_class(schema)
+    schema = structured.from_file(path, f"--check schema:{path}")
 
     def holds(answer: str) -> tuple[bool, str]:
         is_json, why = _is_json("")(answer)
         if not is_json:
             return False, why
-        fault = jsonschema.exceptions.best_match(validator.iter_errors(orjson.loads(answer)))
-        return (False, f"{fault.json_path}: {fault.message}"[:300]) if fault else (True, "it holds to the schema")
+        fault = structured.fault(orjson.loads(answer), schema)
+        return (False, fault) if fault else (True, "it holds to the schema")
 
     return holds
 

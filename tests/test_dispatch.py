@@ -129,7 +129,7 @@ def test_an_old_answer_that_was_cut_short_is_no_better_for_being_old(sh, work, h
     (work / "t").write_bytes((work / "t").read_bytes() + orjson.dumps(record) + b"\n")
     ran = sh("dispatch --to echo --skip-answered < t")
     assert (ran.status, ran.err) == (
-        5, "dispatch: thread t: echo: the answer was cut off at the token limit; --max-tokens sets it\n")  # fmt: skip
+        5, "dispatch: thread t: answer a is not whole (length)\n")  # fmt: skip
     assert calls(home) == 0
 
 

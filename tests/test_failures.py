@@ -81,3 +81,91 @@ def test_an_unknown_fallback_is_a_usage_error_before_anything_is_sent(sh, chat):
 def test_a_judge_has_fallbacks_too(sh, chat):
     line = f"judge --by openai-chat/m --base-url {chat.url('401')}/v1 --fallback echo --rubric correctness -q"
     assert sh(f"dispatch --to echo --new q | {line} >/dev/null", OPENAI_API_KEY="k").status == 0
+
+
+# -- what was found by trying hard
+
+
+def test_a_character_that_two_events_share_is_put_together(sh):
+    """A server that counts in UTF-16 may cut an emoji in two; a half that stays alone is U+FFFD."""
+    import http.server
+    import threading
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            for piece in ("hi \\ud83d", "\\ude00 yo \\ud83d."):
+                self.wfile.write(b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % piece.encode())
+            self.wfile.write(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        ran = sh(f"dispatch --to vllm/m --base-url {url} --new q --text")
+        server.shutdown()
+    assert ran == (0, "hi \U0001f600 yo \ufffd.\n", "")
+
+
+def test_what_a_signal_cut_off_is_in_the_journal(sh, work, home):
+    (work / "bot").write_text("#!/bin/sh\nmkfifo never\necho half\nkill -TERM $PPID\ncat never\n")
+    (work / "bot").chmod(0o755)
+    assert sh("dispatch --to exec:./bot --new q; exit $?").status in (-15, 143)
+    journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_text()
+    assert '"status":"unknown"' in journal and '"content":"half' in journal
+
+
+def test_where_an_answer_is_that_could_not_be_written(sh, home):
+    ran = sh("dispatch --to exec:cat --new precious > /dev/full")
+    assert ran.err == (f"dispatch: stdout cannot be written: No space left on device; what was answered is in "
+                       f"{home}/.local/state/mllm-pipe/journal.jsonl, see mllm-pipe(7)\n")  # fmt: skip
+    again = sh("jq -c 'select(.type == \"outcome\").records[]' ~/.local/state/mllm-pipe/journal.jsonl | thread-append t | cat")
+    assert again.kinds() == "begin span assistant ok end"
+
+
+@pytest.mark.parametrize("command", ["dispatch --to echo", "thread-append --new", "judge --rubric", "mllm validate"])
+def test_an_argument_that_is_no_utf8_is_refused(sh, command):
+    ran = sh(f"{command} \"$(printf 'caf\\xe9')\" </dev/null")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == f"{command.split()[0]}: the argument 'caf\\udce9' is no UTF-8\n"
+
+
+@pytest.mark.parametrize("check", ['exec:sh -c "kill -9 $$"', "exec:sh -c no-such-command"])
+def test_a_check_that_could_not_judge_is_no_negative_verdict(sh, check):
+    ran = sh(f"dispatch --to echo --new q | judge --check '{check}' | tail -n 2; exit ${{PIPESTATUS[1]}}")
+    assert ran.status == 3 and ran.records[0]["status"] == "failed"
+
+
+def test_a_regex_that_a_text_keeps_busy_ends_at_the_timeout(sh):
+    line = f"dispatch --to echo --new {'a' * 42}b | judge --check 'regex:^(a+)+$' --timeout 0.5 >/dev/null"
+    assert sh(line).status == 124
+
+
+def test_a_schema_fetches_nothing(sh, work):
+    (work / "s.json").write_text('{"$ref":"http://127.0.0.1:9/x"}')
+    ran = sh("dispatch --to echo --new 1 | judge --check schema:s.json")
+    assert ran.status == 2
+    assert ran.err.startswith("judge: --check schema:s.json: it refers to http://127.0.0.1:9/x; nothing is fetched")
+
+
+def test_an_answer_that_is_not_whole_is_not_judged_from_a_file_either(sh, work):
+    (work / "t").write_text('{"v":1,"type":"message","thread":"t","id":"q","role":"user","content":"q"}\n'
+                            '{"v":1,"type":"message","thread":"t","id":"a","role":"assistant","content":"x","finish":"length","reply_to":"q"}\n')  # fmt: skip
+    ran = sh("judge --check regex:. < t | tail -n 2; exit ${PIPESTATUS[0]}")
+    assert ran.status == 5
+    assert ran.err == "judge: thread t: answer a is not whole (length); ask again with: thread-append FILE --at q TEXT\n"
+
+
+def test_help_into_a_pipe_that_nobody_reads_is_141(sh):
+    assert sh("{ dispatch --help; echo $? >&2; } | :").err in ("141\n", "0\n"), "0 if it was faster than its reader"
+    assert sh("mllm").status == 2 and sh("mllm").err.startswith("Usage: mllm")
+
+
+def test_a_home_that_is_nowhere_or_relative_is_not_written_to(sh, work):
+    assert sh("dispatch --to echo --new x --text", XDG_STATE_HOME="relative") == (0, "x\n", "")
+    assert not (work / "relative").exists()

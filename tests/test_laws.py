@@ -215,7 +215,9 @@ def test_law_9_a_write_that_fails_is_reported(sh, work, command):
     write(work, "t", ONE if "judge" not in command else ONE.replace("user", "assistant"))
     name = command.split()[0]
     sh("dispatch --to echo < t >> t2; [ ! -s t2 ] || mv t2 t") if name == "trace" else None
-    assert sh(f"{command} < t > /dev/full") == (74, "", f"{name}: stdout cannot be written: No space left on device\n")
+    full = sh(f"{command} < t > /dev/full")
+    assert (full.status, full.out, full.err.count("\n")) == (74, "", 1)
+    assert full.err.startswith(f"{name}: stdout cannot be written: No space left on device")
     closed = sh(f"{command} < t >&-")
     assert closed == (74, "", f"{name}: stdout is closed; send it to a file, a pipe or /dev/null\n")
 

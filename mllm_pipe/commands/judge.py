@@ -11,13 +11,13 @@ from mllm_pipe import cli, rubrics, verdict
 from mllm_pipe.agents import find
 from mllm_pipe.call import Io, patience_of, stop_when_reader_leaves
 from mllm_pipe.envelope import Record
-from mllm_pipe.errors import FAILED, WRITE_FAILED, Failure, Outcome, Usage
+from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.judging import by_model, verdict_record
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import admitted, branch, rivals, text_of
-from mllm_pipe.turn import NEXT_STEP, complaint
+from mllm_pipe.turn import CUT_SHORT, NEXT_STEP, complaint, cut_short
 
 
 @click.command("judge", context_settings={"max_content_width": 100})
@@ -42,7 +42,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
         raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
     if rubric and not spec:
         raise Usage("a rubric needs a judge: --by SPEC; checks do without")
-    checks = {rule: verdict.check(rule, _runner(timeout)) for rule in rules}
+    checks = {rule: verdict.check(rule, _runner(timeout), timeout) for rule in rules}
     measure = rubrics.find(rubric) if rubric else None
     if measure and pass_at is not None:
         measure["pass_at"] = pass_at
@@ -107,6 +107,8 @@ def _judged(thread: Thread) -> list[Record]:
         raise Usage("nothing to judge: the thread does not end with an answer; dispatch comes first")
     if rivals(records, messages[-1]):
         raise Usage("nothing to judge: it has several answers and none is preferred")
+    if messages[-1].get("finish") in CUT_SHORT:
+        raise cut_short(messages[-1])
     return messages
 
 
@@ -128,6 +130,9 @@ def _runner(timeout: float) -> Callable[[str, bytes], tuple[bool, str]]:
     def run(command_line: str, answer: bytes) -> tuple[bool, str]:
         target = find(f"exec:{command_line}")[0]
         status, said = load("command").run_check(target["argv"], answer, Io(timeout).left)
+        if status >= 126:  # not found, not executable, killed: it has not judged
+            why = f"--check exec:{command_line}: exit status {status}{said and ': ' + said}"
+            raise CallFailed("exit", why, billed="no")
         return status == 0, said or f"status {status}"
 
     return run

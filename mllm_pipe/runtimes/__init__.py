@@ -40,7 +40,8 @@ file and its events. Further names that a module may define:
              "cache_write_1h_tokens": the share of cache_write_tokens that is kept for an hour,
              "output_tokens": all of the answer, "reasoning_tokens": a share of it}, unknown ones left out
     and, where the other side says them, what mllm_pipe.prices needs: "service_tier": the one that served it,
-    "factors": [where and how fast it was served]
+    "factors": [where and how fast it was served], "iterations": [{"model", "usage"}], of all that is charged, where
+    `usage` is only that of the answer
     loss  = {"what": str, "action": "dropped"|"moved"|"downgraded"|"synthesised"|"renamed", "why": str}
 
 Everything that goes wrong with the other side is a CallFailed with the code of mllm_pipe.errors.STATUS_OF_CODE; what

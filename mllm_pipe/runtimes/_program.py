@@ -1,10 +1,11 @@
-"""What the agent programs (claude, codex) have in common: ids, keys, and whether it is them."""
+"""What the agent programs (claude, codex, gemini, opencode) have in common: ids, keys, logins, whether it is them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -66,15 +67,41 @@ def key_for(target: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str] 
     return None
 
 
-def wrong_program(name: str, says: str) -> str:
-    """ "" if the program `name` is on PATH and its --version says `says`, else why not. Sends nothing."""
+def wrong_program(name: str, says: str, asked: str = "--version") -> str:
+    """ "" if the program `name` is on PATH and, `asked`, says `says`, else why not. Sends nothing."""
     heard = bytearray()
     try:
         with _child.scratch() as home:  # some make files at any start
-            env = _child.allowed_env() | {"HOME": home}
-            _child.run([name, "--version"], stdin=b"", env=env, cwd=home, left=lambda: 10.0, on_bytes=heard.extend)
+            ours = {name: value for name, value in _child.allowed_env().items() if not name.startswith("XDG_")}
+            ended = _child.run(
+                [name, asked], stdin=b"", env=ours | {"HOME": home}, cwd=home, left=lambda: 10.0, on_bytes=heard.extend
+            )
     except CallFailed as failed:
         return str(failed)
-    if says in heard.decode("utf-8", "replace"):
+    if says in heard.decode("utf-8", "replace") + ended.tail:
         return ""
-    return f"{_child.find(name)} is another program of that name: its --version does not say {says!r}"
+    return f"{_child.find(name)} is another program of that name: its {asked} does not say {says!r}"
+
+
+@contextmanager
+def login_at(link: str, login: str) -> Iterator[None]:
+    """A file of the user's login at a path of the call's own. Who replaces the link by a file loses nothing."""
+    login = os.path.realpath(login)
+    os.symlink(login, link)
+    try:
+        yield
+    finally:
+        if not os.path.islink(link) and os.path.exists(link):
+            with open(link, "rb") as file:
+                data = file.read()
+            beside = f"{login}.{os.getpid()}"
+            with open(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(data)
+            os.replace(beside, login)
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes a file, and makes the directories that it lies in."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)

@@ -56,8 +56,8 @@ def read(
     """The result that an answer's JSON values make.
 
     fold(state, value) takes in a value, and is True for the last one. close(state) gives {"parts", "raw_finish",
-    "model", "usage", "response_id"} of what has come, `finish` where the API has no word for it, and `service_tier`
-    and `factors` where it says them.
+    "model", "usage", "response_id"} of what has come, `finish` where the API has no word for it, and `service_tier`,
+    `factors` and `iterations` where it says them.
     `finishes`: the API's words for the finish reasons. An answer is whole if it has a finish reason, whatever the
     connection did after it. CallFailed with the result so far: "cut" (no finish reason), "malformed" (an unknown
     one), "empty", or what an error among the values says.
@@ -92,6 +92,8 @@ def read(
         result["service_tier"] = closed["service_tier"]
     if factors := [word for word in closed.get("factors", ()) if isinstance(word, str)]:
         result["factors"] = factors
+    if closed.get("iterations"):
+        result["iterations"] = closed["iterations"]
     if raw_finish is None:
         failure = failure or CallFailed("cut", "the answer ended without a finish reason")
     elif finish == "error":
@@ -138,7 +140,8 @@ def exchange(
 
     def sealed(result: Json) -> Json:
         origin = {"api": api, "endpoint": endpoint(url), "model": target.get("model"), "prefix": prefix}
-        return result | {"provider": provider, "origin": origin | result["origin"], "losses": losses}
+        whole: Json = _sse.mended(result | {"provider": provider, "origin": origin | result["origin"], "losses": losses})
+        return whole
 
     io.lost(losses)
     limits = {name: float(target[name]) for name in ("first_byte_s", "idle_s") if target.get(name)}

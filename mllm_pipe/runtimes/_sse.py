@@ -80,11 +80,40 @@ def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
 
 
 def parsed(data: bytes) -> Any:
-    """The JSON value; bytes that are no UTF-8 become U+FFFD (small local models stream halves of characters)."""
+    """The JSON value; bytes that are no UTF-8 become U+FFFD (small local models stream halves of characters).
+
+    Halves of a surrogate pair stay (servers that count in UTF-16 cut there): `mended` puts them together at the end.
+    """
     try:
         return orjson.loads(data)
-    except orjson.JSONDecodeError:
+    except orjson.JSONDecodeError as error:
+        if b"\\ud" in data.lower():
+            import json
+
+            try:
+                return json.loads(data)
+            except ValueError:
+                raise error from None
         return orjson.loads(data.decode(errors="replace"))
+
+
+def mended(value: Any) -> Any:
+    """A JSON value that can be written: halves of a surrogate pair put together, lone ones U+FFFD."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return _mended(value)
+    return value
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(inner) for inner in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(inner) for name, inner in value.items()}
+    return value
 
 
 def _document(chunks: Iterable[bytes], limit: int) -> Iterator[Any]:

@@ -240,9 +240,6 @@ def _close(state: Json) -> Json:
     details = message.get("stop_details") or {}
     if message.get("stop_reason") == "refusal" and details.get("explanation"):
         parts.append({"type": "refusal", "text": details["explanation"], "raw": details})
-    said = [_reply.count(usage.get(name)) for name in _INPUT]
-    known = [number for number in said if number is not None]
-    thinking, writes = usage.get("output_tokens_details") or {}, usage.get("cache_creation") or {}
     return {
         "parts": parts,
         "raw_finish": message.get("stop_reason"),
@@ -250,18 +247,27 @@ def _close(state: Json) -> Json:
         "response_id": message.get("id"),
         "service_tier": usage.get("service_tier"),
         "factors": [usage.get("inference_geo"), usage.get("speed")],
-        "usage": _reply.used(
-            input_tokens=sum(known) if known else None,  # the API's own input_tokens leaves the cache out
-            cache_read_tokens=said[1],
-            cache_write_tokens=said[2],
-            cache_write_1h_tokens=_reply.count(writes.get("ephemeral_1h_input_tokens")) or None,
-            output_tokens=_reply.count(usage.get("output_tokens")),
-            reasoning_tokens=_reply.count(thinking.get("thinking_tokens")),
-        ),
+        "usage": _usage(usage),
+        # what compaction and advisors used is charged, each at its own model's price, and not in the totals
+        "iterations": [{"model": i.get("model"), "usage": _usage(i)} for i in usage.get("iterations") or []],
     }
 
 
 _INPUT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def _usage(usage: Json) -> Json | None:
+    said = [_reply.count(usage.get(name)) for name in _INPUT]
+    known = [number for number in said if number is not None]
+    thinking, writes = usage.get("output_tokens_details") or {}, usage.get("cache_creation") or {}
+    return _reply.used(
+        input_tokens=sum(known) if known else None,  # the API's own input_tokens leaves the cache out
+        cache_read_tokens=said[1],
+        cache_write_tokens=said[2],
+        cache_write_1h_tokens=_reply.count(writes.get("ephemeral_1h_input_tokens")) or None,
+        output_tokens=_reply.count(usage.get("output_tokens")),
+        reasoning_tokens=_reply.count(thinking.get("thinking_tokens")),
+    )
 
 
 def _block_of(start: Json, more: dict[str, list[Any]]) -> Json:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-from decimal import Decimal
 
 import pytest
 
@@ -115,3 +114,47 @@ def test_a_tier_with_half_its_prices_is_unknown_here_and_mixed_there(by_litellm)
         mixed = 1000 * (float(prices[f"input_cost_per_token_{tier}"]) + float(prices["output_cost_per_token"]))
         assert cost_of(usage, provider, model, tier=tier) is None
         assert by_litellm(provider, model, tier, usage) == pytest.approx(mixed)
+
+
+# Where the two tables differ, so that one of them must be wrong: (model, why).
+TABLES_DIFFER = {
+    **dict.fromkeys(
+        ("ft:gpt-4o-2024-08-06", "ft:gpt-4o-mini-2024-07-18", "gpt-4o-search-preview",
+         "gpt-4o-search-preview-2025-03-11", "gemini-2.5-pro-preview-tts"),
+        "genai-prices has no rate of cached tokens and takes the input rate",
+    ),
+    "ft:gpt-4o-2024-11-20": "litellm has the rate of cached tokens, half the input rate, as that of cache writes",
+    "claude-sonnet-4-5": "litellm has no rates of prompts beyond 200,000, which is all of the window it gives",
+    "claude-sonnet-4-5-20250929": "the same",
+    "gpt-5.6-cyber": "genai-prices has no rates of long prompts",
+}  # fmt: skip
+
+
+def test_a_hundred_usages_cost_what_genai_prices_says_to_the_last_digit():
+    genai_prices = pytest.importorskip("genai_prices")
+    random_, compared, wrong = random.Random(4), 0, []
+    for provider, model, tier in cases():
+        if tier or model in TABLES_DIFFER:
+            continue
+        usage = a_usage(random_, provider != "google", provider == "anthropic")
+        try:
+            theirs = genai_prices.calc_price(
+                genai_prices.Usage(
+                    input_tokens=usage["input_tokens"],
+                    cache_read_tokens=usage["cache_read_tokens"],
+                    cache_write_tokens=usage["cache_write_tokens"],
+                    cache_write_1h_tokens=usage["cache_write_1h_tokens"],
+                    output_tokens=usage["output_tokens"],
+                ),
+                model,
+                provider_id=provider,
+            )
+        except LookupError:
+            continue  # it does not know the model
+        compared += 1
+        ours = cost_of(usage, provider, model)
+        if ours != theirs.total_price:
+            wrong.append((provider, model, usage, ours, theirs.total_price, str(theirs.model_price)))
+    print(f"{compared} compared, {len(wrong)} disagree")
+    assert compared >= 100
+    assert not wrong, "\n".join(map(str, wrong))

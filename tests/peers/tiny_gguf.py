@@ -25,12 +25,11 @@ TOKENS = FIRST_BYTE + 256
 FREQUENCIES = {
     "etaoinshrdlu": 4.0,
     " ": 10.0,
-    "{": 12.0,  # begins a call where one is forced
-    '"': 12.0,  # ends a string
-    "0123456789": 0.5,
-    "}],": 2.0,
+    "{": 6.0,  # begins a call where one is forced
+    '"': 6.0,  # ends a string
+    "}],0123456789": 0.5,
 }
-OFTEN_ENDS = 6.0
+OFTEN_ENDS = 2.0
 
 
 def wanted() -> Any:

@@ -1,0 +1,34 @@
+"""Where our files lie: the XDG directories, by the rules of the XDG Base Directory specification."""
+
+from __future__ import annotations
+
+import os
+
+
+def home() -> str:
+    """The user's home, also where $HOME is empty."""
+    found = os.environ.get("HOME")
+    if found:
+        return found
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
+def base(variable: str, *default: str) -> str:
+    """An XDG directory; one that is empty or relative counts as unset."""
+    named = os.environ.get(variable, "")
+    return named if os.path.isabs(named) else os.path.join(home(), *default)
+
+
+def state() -> str:
+    """$XDG_STATE_HOME/mllm-pipe: the journal."""
+    return os.path.join(base("XDG_STATE_HOME", ".local", "state"), "mllm-pipe")
+
+
+def configuration() -> str:
+    """$XDG_CONFIG_HOME/mllm-pipe: mllm.toml."""
+    return os.path.join(base("XDG_CONFIG_HOME", ".config"), "mllm-pipe")

@@ -1,0 +1,591 @@
+"""gemini and opencode themselves, on loopback: the laws of test_programs, with fewer calls, for they start slowly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import loopback.chat
+import loopback.google
+import pytest
+import test_programs
+from loopback import Loopback, serve
+from test_programs import ODD_PROMPTS, PNG, TEN_SENT, TEN_TURNS, answered, called, carrying, files, turn, user
+
+from mllm_pipe.errors import CallFailed, Usage
+from mllm_pipe.runtimes import _gemini_reply, _opencode_reply, gemini, opencode
+
+house = test_programs.house
+
+KEYS = {"gemini": "GEMINI_API_KEY", "opencode": "LOOP_API_KEY"}
+MODELS = {"gemini": "gemini-2.5-flash", "opencode": "loop/m1"}
+DIALECTS = {"gemini": "google", "opencode": "chat"}
+
+
+class Io(test_programs.Io):
+    def __init__(self, seconds: float = 60.0) -> None:
+        super().__init__(seconds)
+        self.losses: list[dict[str, Any]] = []
+
+    def lost(self, losses: list[dict[str, Any]]) -> None:
+        self.losses += losses
+
+
+class Program:
+    """A program with its server: `ask` calls it, `sent` is what the server received of the last call."""
+
+    def __init__(self, module: ModuleType, server: Loopback) -> None:
+        self.module, self.server = module, server
+        self.name = module.__name__.rpartition(".")[2]
+        self.io = Io()
+
+    def target(self, scenario: str = "ok", **more: Any) -> dict[str, Any]:
+        url = self.server.url(scenario, "" if self.name == "gemini" else "/v1")
+        return {"spec": self.name, "kind": self.name, "model": MODELS[self.name], "base_url": url} | more
+
+    def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = 60.0, system: str | None = "SYS",
+            schema: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:  # fmt: skip
+        self.io = io = Io(seconds)
+        request = {"system": system, "turns": list(turns), "schema": schema}
+        before = json.dumps(request)
+        try:
+            result: dict[str, Any] = self.module.call(self.target(scenario, **target), request, io)
+        finally:
+            assert json.dumps(request) == before
+        assert result["losses"] == io.losses
+        return result
+
+    def failure(self, *turns: dict[str, Any], **more: Any) -> CallFailed:
+        with pytest.raises(CallFailed) as caught:
+            self.ask(*(turns or [user("hi")]), **more)
+        said = str(caught.value)
+        assert ("\n" in said, "sk-canary" in said, said.startswith(self.name)) == (False, False, False)
+        return caught.value
+
+    def outcomes(self, scenarios: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | CallFailed]]:
+        """What comes of a call to each scenario, a result or a failure; two at a time."""
+
+        def outcome(scenario: str) -> dict[str, Any] | CallFailed:
+            try:
+                return self.ask(user("hi"), scenario=scenario)
+            except CallFailed as failed:
+                return failed
+
+        with ThreadPoolExecutor(2) as pool:
+            yield from zip(scenarios, pool.map(outcome, scenarios), strict=True)
+
+    def calls(self) -> list[dict[str, Any]]:
+        return self.server.calls()
+
+    def sent(self) -> list[list[Any]]:
+        """The last request as [role, kind, what] lists, in one form for both. All of it: neither adds anything."""
+        body = self.calls()[-1]["body"]
+        return gemini_sent(body) if self.name == "gemini" else opencode_sent(body)
+
+
+def gemini_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = [["system", "text", part["text"]] for part in body["systemInstruction"]["parts"]]
+    for content in body["contents"]:
+        role = "assistant" if content["role"] == "model" else "user"
+        for part in content["parts"]:
+            if "functionCall" in part:
+                inner = part["functionCall"]
+                found.append([role, "call", [inner["id"], inner["name"], inner["args"]]])
+            elif "functionResponse" in part:
+                inner = part["functionResponse"]
+                found.append([role, "result", [inner["id"], next(iter(inner["response"].values()))]])
+            elif "inlineData" in part:
+                found.append([role, "image", part["inlineData"]["data"]])
+            else:
+                found.append([role, "text", part["text"]])
+    return found
+
+
+def opencode_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for message in body["messages"]:
+        role, content = message["role"], message.get("content") or []
+        if role == "tool":
+            found.append(["user", "result", [message["tool_call_id"], content]])
+            continue
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "image_url":
+                found.append([role, "image", part["image_url"]["url"].split(",")[1]])
+            else:
+                found.append([role, "text", part["text"]])
+        for call in message.get("tool_calls", []):
+            arguments = json.loads(call["function"]["arguments"])
+            found.append([role, "call", [call["id"], call["function"]["name"], arguments]])
+    return found
+
+
+@pytest.fixture(params=[gemini, opencode], ids=["gemini", "opencode"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """Each of the programs, with a key; afterwards nothing of it is left, and nothing of ours went out."""
+    place: Path = request.getfixturevalue("house")
+    module = request.param
+    name = module.__name__.rpartition(".")[2]
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not on PATH, nor in $MLLM_TEST_PROGRAMS")
+    for other in [other for other in os.environ if other.startswith(("GEMINI_", "GOOGLE_", "OPENCODE"))]:
+        monkeypatch.delenv(other)
+    for other in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENCODE_API_KEY" if name == "gemini" else "GEMINI_API_KEY"):
+        monkeypatch.setenv(other, "sk-canary-env")
+    monkeypatch.setenv(KEYS[name], "sk-canary-key")
+    home = place / "home"
+    for path in (".gemini/commands", ".gemini/skills/foo", ".config/opencode", ".opencode/command"):
+        (home / path).mkdir(parents=True)
+    for path in (".gemini/commands/help.toml", ".gemini/commands/mllm.toml"):
+        (home / path).write_text('prompt = "CANARY-FILE"\n')
+    for path in (".gemini/GEMINI.md", ".config/opencode/AGENTS.md", ".opencode/command/help.md"):
+        (home / path).write_text("CANARY-FILE\n")
+    (place / "tmp/.env").write_text("GOOGLE_CLOUD_PROJECT=CANARY-FILE\n")
+    before = files(place)
+    with serve(DIALECTS[name]) as server:
+        yield Program(module, server)
+        assert "CANARY" not in json.dumps(server.requests)
+        assert "sk-canary" not in json.dumps(server.requests)
+        assert [r["path"] for r in server.requests if not r["call"]] == []
+    assert files(place) == before
+    assert carrying(str(place)) in ([], [os.getpid()])
+
+
+only_gemini = pytest.mark.parametrize("program", [gemini], ids=["gemini"], indirect=True)
+only_opencode = pytest.mark.parametrize("program", [opencode], ids=["opencode"], indirect=True)
+
+
+def test_ten_turns_with_calls_arrive_as_turns(program: Program) -> None:
+    system = "You are @/etc/hostname.\n\n{env:MY_SECRET} {file:/etc/hostname} Line two"
+    result = program.ask(*TEN_TURNS, user("And the newest, @/etc/hostname?"), system=system, scenario="slow")
+    assert program.sent() == [
+        ["system", "text", system],
+        *TEN_SENT,
+        ["user", "text", "And the newest, @/etc/hostname?"],
+    ]
+    said = result["parts"][0]["text"]
+    assert said.startswith("LOOPBACK-OK turns=")
+    assert ("".join(program.io.pieces), len(program.io.pieces)) == (said, 4)
+    assert (result["parts"], result["finish"], result["losses"]) == ([{"type": "text", "text": said}], "stop", [])
+    assert len(program.calls()) == 1
+    assert not program.calls()[0]["body"].get("tools", [{}])[0].get("functionDeclarations")
+    expected = {"input_tokens": 31, "cache_read_tokens": 7, "cache_write_tokens": 0, "reasoning_tokens": 3,
+                "output_tokens": 13}  # fmt: skip
+    if program.name == "gemini":  # whose vendor does not count the reasoning with the answer, and tells no writes
+        expected |= {"output_tokens": 16}
+        del expected["cache_write_tokens"]
+        assert (result["model"], result["provider"]) == ("gemini-2.5-flash", "google")
+        assert result["origin"]["response_id"].startswith("r")
+    else:
+        assert (result["model"], result["provider"]) == ("m1", "loop")
+    assert (result["usage"], result["cost_usd"], result["cost_source"]) == (expected, None, None)
+
+
+def test_no_prompt_of_the_history_is_an_option_a_command_or_a_mention(program: Program) -> None:
+    odd = [*ODD_PROMPTS, "?x", "<session_context>x", "<hook_context>x", "{env:MY_SECRET}", "!{ls}", "@{/etc/hostname}"]
+    both = [made for prompt in odd for made in (user(prompt), turn("assistant", prompt))]
+    program.ask(*both, user(odd[0]))
+    expected = [[role, "text", prompt] for prompt in odd for role in ("user", "assistant")]
+    assert program.sent()[1:] == [*expected, ["user", "text", odd[0]]]
+
+
+@pytest.mark.parametrize("prompt", ["/help @/etc/hostname $foo", "-x", " a\0b\u2028c\x1b[31m\r\nd\n\n"], ids=repr)
+@only_opencode
+def test_no_newest_prompt_is_an_option_a_command_or_a_mention(program: Program, prompt: str) -> None:
+    program.ask(user(prompt))
+    assert program.sent() == [["system", "text", "SYS"], ["user", "text", prompt]]
+
+
+def test_a_turn_of_several_texts_and_a_picture_arrives_whole(program: Program) -> None:
+    picture = {"type": "file", "media_type": "image/png", "data": PNG}
+    several = user("/two", picture, "three")
+    result = program.ask(user("one"), turn("assistant", "a"), several, turn("assistant", "b"), several)
+    if program.name == "gemini":
+        whole = [["user", "text", "/two"], ["user", "image", PNG], ["user", "text", "three"]]
+    else:  # its stdin can be nothing but one text
+        whole = [["user", "image", PNG], ["user", "text", "/two\n\nthree"]]
+    assert program.sent()[3:] == [*whole, ["assistant", "text", "b"], *whole]
+    assert result["losses"] == []
+
+
+def test_results_as_the_newest_turn_arrive_with_their_call(program: Program) -> None:
+    newest = user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb"))
+    result = program.ask(*TEN_TURNS[:4], newest)
+    if program.name == "gemini":
+        assert (program.sent()[1:], result["losses"]) == (TEN_SENT[:8], [])
+    else:
+        assert program.sent()[1:] == [*TEN_SENT[:8], ["user", "text", "Continue."]]
+        assert [loss["action"] for loss in result["losses"]] == ["synthesised"]
+
+
+def test_every_call_has_one_result(program: Program) -> None:
+    failed = answered("call_1", "two") | {"is_error": True}
+    result = program.ask(user("a"), turn("assistant", called("x y", "List.it"), called("call_1")),
+                         user(answered("call_1", "one"), "b"), turn("assistant", called("call_1")),
+                         user(failed, answered("gone", "three"), "c"))  # fmt: skip
+    sent = program.sent()
+    calls = [what[0] for _, kind, what in sent if kind == "call"]
+    assert calls == [what[0] for _, kind, what in sent if kind == "result"]
+    assert [what[1] for _, kind, what in sent if kind == "result"] == ["not executed", "one", "two"]
+    assert len(set(calls)) == 3
+    assert {loss["action"] for loss in result["losses"]} == {"renamed", "synthesised", "dropped"}
+
+
+def test_reasoning_is_dropped_and_listed(program: Program) -> None:
+    result = program.ask(user("a"), scenario="think")
+    said = [(part["type"], part["text"]) for part in result["parts"]]
+    assert said[:-1] == ([] if program.name == "gemini" else [("reasoning", "pondering")])
+    assert "".join(program.io.pieces) == said[-1][1]
+    foreign = turn("assistant", {"type": "reasoning", "text": "hm"}, "x", origin={"api": "other", "model": "g"})
+    request = {"system": None, "turns": [user("a"), foreign, user("b")], "schema": None}
+    made = program.module.session(program.target(), request)
+    assert "hm" not in str(made)
+    assert [loss["action"] for loss in made["losses"]] == ["dropped"]
+
+
+def test_the_same_prefix_gives_the_same_bytes(program: Program) -> None:
+    sent: list[Any] = []
+    for end in [n for n in range(1, 11) if TEN_TURNS[n - 1]["role"] == "user"]:
+        request = {"system": "S", "turns": TEN_TURNS[:end], "schema": None}
+        made = program.module.session(program.target(), request)
+        assert made == program.module.session(program.target(), request)
+        if program.name == "gemini":
+            now = made["history"].splitlines()
+        else:
+            now = [*made["messages"], {"role": "user", "parts": [{"type": "text", "text": made["stdin"]}]}]
+            idents = [message["info"]["id"] for message in opencode.document(made, "/x")["messages"]]
+            assert idents == sorted(idents)
+        assert now[: len(sent)] == sent
+        sent = now
+
+
+def test_a_megabyte_goes_both_ways(program: Program) -> None:
+    prompt = "x" * (1 << 20)
+    program.ask(user(prompt), turn("assistant", prompt), user(prompt))
+    assert program.sent()[1:] == [["user", "text", prompt], ["assistant", "text", prompt], ["user", "text", prompt]]
+    assert program.ask(user(prompt[:300_000]), scenario="echo")["parts"][-1]["text"] == prompt[:300_000]
+    if program.name == "gemini":
+        before = len(program.calls())
+        failed = program.failure(user(prompt * 4 + "x"))
+        assert (failed.code, failed.billed, len(program.calls())) == ("too_large", "no", before)
+
+
+@only_gemini
+def test_a_schema_and_a_limit_are_the_vendors_own(program: Program) -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+    result = program.ask(user("a"), scenario="json", schema=schema, max_tokens=77, model=None, system=None)
+    assert result["parts"] == [{"type": "text", "text": '{"answer": 42}'}]
+    (call,) = program.calls()
+    config = call["body"]["generationConfig"]
+    assert (config["responseJsonSchema"], config["maxOutputTokens"]) == (schema, 77)
+    assert "flash" in result["model"]
+    assert program.sent() == [["system", "text", "You are a helpful assistant."], ["user", "text", "a"]]
+
+
+@only_opencode
+def test_a_limit_is_sent_and_a_model_needs_its_provider(program: Program) -> None:
+    program.ask(user("a"), max_tokens=77, system=None)
+    assert program.calls()[-1]["body"]["max_tokens"] == 77
+    assert program.sent() == [["system", "text", "You are a helpful assistant."], ["user", "text", "a"]]
+    for model in (None, "m1"):
+        with pytest.raises(Usage):
+            program.ask(user("a"), model=model)
+
+
+@only_gemini
+def test_what_the_program_fills_in_is_broken_and_listed(program: Program) -> None:
+    result = program.ask(user("a"), system="${AvailableTools} ${read_file_ToolName} ${x}\n\n\n\nb")
+    assert program.sent()[0] == ["system", "text", "$ {AvailableTools} $ {read_file_ToolName} ${x}\n\nb"]
+    assert [loss["action"] for loss in result["losses"]] == ["downgraded", "dropped"]
+
+
+def test_failures_have_their_causes(program: Program) -> None:
+    expected = {"401": ("auth", "no"), "404": ("bad_model", "no"), "429": ("rate_limit", "no"), "500": ("server", "no"),
+                "529": ("overloaded", "no"), "cut": ("cut", "unknown"), "reset": ("cut", "unknown"),
+                "html": ("malformed" if program.name == "gemini" else "cut", "unknown"),
+                "empty": ("empty", "yes")}  # fmt: skip
+    for scenario, failed in program.outcomes(list(expected)):
+        assert isinstance(failed, CallFailed), scenario
+        assert (scenario, failed.code, failed.billed) == (scenario, *expected[scenario])
+        said = str(failed)
+        assert ("\n" in said, "sk-canary" in said, said.startswith(program.name)) == (False, False, False)
+        assert len(program.server.calls(scenario)) == 1
+        if scenario.isdigit():
+            assert failed.http_status == int(scenario)
+            assert said.startswith(f"{scenario} loopback says {scenario}")
+        if scenario == "429" and program.name == "opencode":
+            assert failed.retry_after_s == 1.0
+        if scenario == "cut":
+            assert failed.result is not None
+            assert failed.result["parts"] == [{"type": "text", "text": "half an ans"}]
+            assert failed.result["finish"] == "error"
+
+
+def test_an_answer_cut_short_by_the_vendor_is_an_answer_and_says_so(program: Program) -> None:
+    finishes = {"length": "length", "refusal": "filter"}
+    for scenario, result in program.outcomes(list(finishes)):
+        assert isinstance(result, dict), scenario
+        assert result["finish"] == finishes[scenario]
+        assert result["parts"][0]["text"].startswith("LOOPBACK-OK")
+
+
+def test_a_refused_connection_is_known(program: Program) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        failed = program.failure(base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
+    # gemini does not say whether a connection was refused or lost
+    assert (failed.code, failed.billed) == ("network", "unknown" if program.name == "gemini" else "no")
+
+
+@pytest.mark.parametrize("scenario", ["hang", "stall"])
+def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> None:
+    begun = time.monotonic()
+    failed = program.failure(scenario=scenario, seconds=15)
+    assert (failed.code, failed.billed) == ("timeout", "unknown")
+    assert time.monotonic() - begun < 18
+    assert len(program.calls()) == 1
+    if scenario == "stall":
+        assert failed.result is not None
+        assert failed.result["parts"] == [{"type": "text", "text": "half an ans"}]
+
+
+def test_four_at_once(program: Program) -> None:
+    said: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        request = {"system": None, "turns": [user(f"I am {number}")], "schema": None}
+        said[number] = program.module.call(program.target("echo"), request, Io())["parts"][-1]["text"]
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {number: f"I am {number}" for number in range(4)}
+
+
+def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program, tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def look() -> None:
+        while not program.calls():
+            threading.Event().wait(0.01)
+        for pid in carrying(str(tmp_path)):
+            if pid != os.getpid():
+                seen.append(Path(f"/proc/{pid}/environ").read_bytes())
+                seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    program.ask(user("the prompt"), scenario="slow", system="the system text")
+    looker.join()
+    everything = b"\0".join(seen)
+    assert b"sk-canary-key" in everything
+    assert b"sk-canary-env" not in everything
+    assert b"sk-canary-key" not in b"".join(seen[1::2])
+    assert b"the prompt" not in everything
+    assert b"the system text" not in everything
+
+
+def test_a_key_of_another_name_is_used_and_a_missing_one_named(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEYS[program.name])
+    monkeypatch.setenv("WORK_KEY", "sk-canary-key")
+    program.ask(user("hi"), key_env="WORK_KEY")
+    headers = program.calls()[-1]["headers"]
+    assert headers.get("x-goog-api-key", headers.get("authorization")) == "***"
+    failed = program.failure(key_env="NO_KEY")
+    assert (failed.code, failed.billed) == ("auth", "no")
+    assert str(failed) == "the environment has no NO_KEY, which is to hold the key; export it"
+
+
+def test_usable_says_why_not(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = {"model": MODELS[program.name]}
+    assert program.module.usable(target) == ""
+    monkeypatch.delenv(KEYS[program.name])
+    assert program.module.usable(target).startswith("no key (export ")
+    (tmp_path / "bin").mkdir()
+    other = tmp_path / "bin" / program.name
+    other.write_text("#!/bin/sh\necho another tool 1.0\n")
+    other.chmod(0o755)
+    monkeypatch.setenv(KEYS[program.name], "sk-canary-key")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    assert program.module.usable(target).startswith(f"{other} is another program of that name")
+    other.unlink()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    assert program.module.usable(target) == f"{program.name}: no such program on PATH; install it or fix PATH"
+    shutil.rmtree(tmp_path / "bin")
+
+
+def test_preview_shows_the_call_and_no_key(program: Program) -> None:
+    request = {"system": "SYS", "turns": [*TEN_TURNS, user("/newest")], "schema": None}
+    shown = program.module.preview(program.target(), request)
+    assert shown["argv"][0] == program.name
+    assert "/newest" in json.dumps([shown["stdin"], shown["files"]])
+    assert "/newest" not in json.dumps(shown["argv"])
+    assert "my name is Ada" in json.dumps(shown["files"])
+    assert "sk-canary" not in json.dumps(shown)
+
+
+def test_an_interrupted_call_leaves_nothing(program: Program) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    def when_it_hangs() -> None:
+        while not program.calls():
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    sender = threading.Thread(target=when_it_hangs)
+    sender.start()
+    try:
+        with pytest.raises(Interrupted):
+            program.ask(user("hi"), scenario="hang")
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+# What the model asks for, in the words of each program.
+TOOLS = {
+    ("gemini", "read"): ("list_directory", {"dir_path": "."}),
+    ("gemini", "write"): ("write_file", {"file_path": "made.txt", "content": "made\n"}),
+    ("gemini", "all"): ("run_shell_command", {"command": "git status; env > made.txt"}),
+    ("opencode", "read"): ("read", {"filePath": "there.txt"}),
+    ("opencode", "write"): ("write", {"filePath": "made.txt", "content": "made\n"}),
+    ("opencode", "all"): ("bash", {"command": "git status; env > made.txt", "description": "look"}),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory to work in, with files that would change what is asked."""
+    made = tmp_path_factory.mktemp("project")
+    hook = [{"matcher": "*", "hooks": [{"type": "command", "command": f"touch {tmp_path}/HOOK"}]}]
+    settings = {"hooks": {"SessionStart": hook, "BeforeModel": hook}, "model": {"name": "CANARY-MODEL"},
+                "mcpServers": {"x": {"command": "touch", "args": [f"{tmp_path}/HOOK"], "trust": True}}}  # fmt: skip
+    for path, text in (
+        ("there.txt", "THERE\n"),
+        (".gemini/settings.json", json.dumps(settings)),
+        (".gemini/commands/help.toml", 'prompt = "CANARY-FILE"\n'),
+        ("opencode.json", '{"model": "x/CANARY", "instructions": ["AGENTS.md"]}'),
+        ("GEMINI.md", "CANARY-FILE"),
+        ("AGENTS.md", "CANARY-FILE"),
+    ):
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_text(text)
+    (made / ".git/objects").mkdir(parents=True)
+    (made / ".git/refs").mkdir()
+    (made / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    yield made
+    assert not (tmp_path / "HOOK").exists()
+
+
+@pytest.fixture(params=["read", "write", "all"])
+def allow(request: pytest.FixtureRequest) -> str:
+    """How much a program may do by itself."""
+    return str(request.param)
+
+
+def offered(body: dict[str, Any]) -> set[str]:
+    found = set()
+    for tool in body.get("tools", []):
+        found |= {one["name"] for one in tool.get("functionDeclarations", [tool.get("function")])}
+    return found
+
+
+def test_tools_work_in_the_directory_as_far_as_allowed(
+    project: Path, program: Program, allow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialect = loopback.google if program.name == "gemini" else loopback.chat
+    name, arguments = TOOLS[program.name, allow]
+    if allow == "all":
+        shutil.rmtree(project / ".gemini")  # then its settings count
+    monkeypatch.setattr(dialect, "TOOL", name)
+    monkeypatch.setattr(dialect, "ARGUMENTS", arguments)
+    result = program.ask(*TEN_TURNS, user("go"), scenario="tool", cwd=str(project), allow=allow)
+    assert result["finish"] == "stop"
+    assert len(program.calls()) == 2
+    tools = offered(program.calls()[0]["body"])
+    shells, writers = {"run_shell_command", "bash"}, {"write_file", "replace", "write", "edit"}
+    assert (bool(tools & shells), bool(tools & writers)) == (allow == "all", allow != "read")
+    (done,) = (what[1] for _, kind, what in program.sent()[len(TEN_SENT) :] if kind == "result")
+    if allow == "read":
+        assert "THERE" in done or "there.txt" in done
+    else:
+        text = (project / "made.txt").read_text()
+        assert "sk-canary" not in text
+        assert (text == "made\n") == (allow == "write")
+
+
+def test_without_leave_no_tool_is_offered_and_none_runs(
+    project: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.ask(user("look at @there.txt"), scenario="tool", cwd=str(project))
+    assert offered(program.calls()[0]["body"]) == set()
+    assert program.sent()[1:] == [["user", "text", "look at @there.txt"]]
+    assert not (project / "made.txt").exists()
+
+
+# -- what needs no program ---------------------------------------------------------------------------------------------
+
+
+def test_a_thread_that_gemini_makes_no_request_for_is_too_large() -> None:
+    final = {"type": "result", "status": "success", "stats": {"total_tokens": 0, "models": {}}}
+    with pytest.raises(CallFailed) as caught:
+        _gemini_reply.reply([final])
+    assert (caught.value.code, caught.value.billed) == ("too_large", "no")
+
+
+def test_an_answer_that_was_filtered_whole_is_a_refusal() -> None:
+    stats = {"total_tokens": 5, "input_tokens": 5, "output_tokens": 0, "models": {"m": {"total_tokens": 5}}}
+    events = [{"type": "error", "message": "blocked"}, {"type": "result", "status": "error", "stats": stats}]
+    log = b'{\n  "attributes": {\n "event.name": "gemini_cli.api_response", "finish_reasons": ["content_filter"]}\n}\n'
+    result = _gemini_reply.reply(events, log=log)
+    assert (result["finish"], result["parts"]) == ("filter", [{"type": "refusal", "text": "blocked"}])
+    made = {"model": "m", "provider": "p", "endpoint": "e", "prefix": "x", "losses": []}
+    step = {"type": "step_finish", "part": {"reason": "content-filter"}}
+    result = _opencode_reply.reply([step], made)
+    assert (result["finish"], result["parts"]) == ("filter", [{"type": "refusal", "text": "filtered"}])
+
+
+def test_a_cost_that_opencode_knows_is_told() -> None:
+    made = {"model": "m", "provider": "p", "endpoint": "e", "prefix": "x", "losses": []}
+    text = {"type": "text", "part": {"id": "1", "text": "a"}}
+    steps = [{"type": "step_finish", "part": {"reason": reason, "cost": 0.25}} for reason in ("tool-calls", "stop")]
+    result = _opencode_reply.reply([steps[0], text, steps[1]], made)
+    assert (result["cost_usd"], result["cost_source"], result["usage"]) == (0.5, "runtime", None)
+
+
+def test_a_run_that_says_nothing_has_failed() -> None:
+    made = {"model": "m", "provider": "p", "endpoint": "e", "prefix": "x", "losses": []}
+    with pytest.raises(CallFailed) as caught:
+        _opencode_reply.reply([], made, _gemini_reply.ENDED)
+    assert caught.value.code == "exit"
+
+
+def test_a_login_is_linked_and_what_replaces_the_link_is_kept(house: Path) -> None:
+    login = house / "home/.gemini/oauth_creds.json"
+    login.parent.mkdir()
+    login.write_text("old")
+    assert gemini.usable({}) == "" or "no such program" in gemini.usable({})
+    with gemini._login_in(str(house / "tmp"), shared=True):
+        assert (house / "tmp/oauth_creds.json").read_text() == "old"
+        (house / "tmp/oauth_creds.json").write_text("renewed")
+    assert login.read_text() == "renewed"
