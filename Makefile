@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup manual bench clean
+.PHONY: demo test lint oracle setup manual bench clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mllm-pipe needs Python 3.11 or newer; say PYTHON=...")'
@@ -23,6 +23,11 @@ lint: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+oracle: .venv/ready # requests and prices held against the vendors' own packages, in an environment of their own
+	$(PYTHON) -m venv .venv/oracle
+	.venv/oracle/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,oracle]' --config-settings editable_mode=compat
+	.venv/oracle/bin/python -m pytest tests/oracle
 
 manual: .venv/ready
 	$(BIN)/python -m mllm_pipe.manual

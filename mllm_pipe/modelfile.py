@@ -116,7 +116,7 @@ def _row(row: Json) -> Json:
     factors = dict(row.get("provider_specific_entry") or {})
     factors |= {key.removeprefix(UPLIFT): value for key, value in row.items() if key.startswith(UPLIFT)}
     if factors:
-        made["factors"] = {name: str(value) for name, value in factors.items() if _amount(value)}
+        made["factors"] = {name: str(value) for name, value in factors.items()}
     if off_peak := row.get("off_peak_pricing"):
         windows = [rule | {"hours_utc": _listed(rule["hours_utc"])} for rule in off_peak.get("windows", ())]
         if "hours_utc" in off_peak:
@@ -128,7 +128,8 @@ def _row(row: Json) -> Json:
 
 
 def _amounts(row: Json) -> dict[str, str]:
-    return {key: str(value) for key, value in sorted(row.items()) if PRICE.fullmatch(key) and _amount(value)}
+    """The rates of a row; one that cannot be read stays, and is refused: without it another would stand for it."""
+    return {key: str(value) for key, value in sorted(row.items()) if PRICE.fullmatch(key) and value is not None}
 
 
 def _listed(value: str | list[str]) -> list[str]:
@@ -136,7 +137,7 @@ def _listed(value: str | list[str]) -> list[str]:
 
 
 def _amount(value: Any) -> bool:
-    return type(value) in (int, str) and _AMOUNT.fullmatch(str(value)) is not None
+    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None
 
 
 # -- what holds --------------------------------------------------------------------------------------------------------

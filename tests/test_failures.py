@@ -113,9 +113,16 @@ def test_a_character_that_two_events_share_is_put_together(sh):
 
 
 def test_what_a_signal_cut_off_is_in_the_journal(sh, work, home):
-    (work / "bot").write_text("#!/bin/sh\nmkfifo never\necho half\nkill -TERM $PPID\ncat never\n")
-    (work / "bot").chmod(0o755)
-    assert sh("dispatch --to exec:./bot --new q; exit $?").status in (-15, 143)
+    (work / "bot.py").write_text(
+        "import fcntl, os, signal, struct, termios\n"
+        "for piece in (b'half', b'more'):  # when the second has been read, the first has been dealt with\n"
+        "    os.write(1, piece)\n"
+        "    while struct.unpack('i', fcntl.ioctl(1, termios.FIONREAD, bytes(4)))[0]:\n"
+        "        pass\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "signal.pause()\n"
+    )
+    assert sh("dispatch --to 'exec:python3 bot.py' --new q; exit $?").status in (-15, 143)
     journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_text()
     assert '"status":"unknown"' in journal and '"content":"half' in journal
 

@@ -270,13 +270,13 @@ def test_the_same_prefix_gives_the_same_bytes(program: Program) -> None:
 
 def test_a_megabyte_goes_both_ways(program: Program) -> None:
     prompt = "x" * (1 << 20)
-    program.ask(user(prompt), turn("assistant", prompt), user(prompt))
-    assert program.sent()[1:] == [["user", "text", prompt], ["assistant", "text", prompt], ["user", "text", prompt]]
-    assert program.ask(user(prompt[:300_000]), scenario="echo")["parts"][-1]["text"] == prompt[:300_000]
+    newest = prompt[:300_000] if program.name == "gemini" else prompt  # all of it stands in one file
+    result = program.ask(user(prompt), turn("assistant", prompt), user(newest), scenario="echo")
+    assert program.sent()[1:] == [["user", "text", prompt], ["assistant", "text", prompt], ["user", "text", newest]]
+    assert result["parts"] == [{"type": "text", "text": newest}]
     if program.name == "gemini":
-        before = len(program.calls())
         failed = program.failure(user(prompt * 4 + "x"))
-        assert (failed.code, failed.billed, len(program.calls())) == ("too_large", "no", before)
+        assert (failed.code, failed.billed, len(program.calls())) == ("too_large", "no", 1)
 
 
 @only_gemini
@@ -310,7 +310,7 @@ def test_what_the_program_fills_in_is_broken_and_listed(program: Program) -> Non
 
 def test_failures_have_their_causes(program: Program) -> None:
     expected = {"401": ("auth", "no"), "404": ("bad_model", "no"), "429": ("rate_limit", "no"), "500": ("server", "no"),
-                "529": ("overloaded", "no"), "cut": ("cut", "unknown"), "reset": ("cut", "unknown"),
+                "cut": ("cut", "unknown"),
                 "html": ("malformed" if program.name == "gemini" else "cut", "unknown"),
                 "empty": ("empty", "yes")}  # fmt: skip
     for scenario, failed in program.outcomes(list(expected)):
@@ -348,14 +348,21 @@ def test_a_refused_connection_is_known(program: Program) -> None:
 
 @pytest.mark.parametrize("scenario", ["hang", "stall"])
 def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> None:
-    begun = time.monotonic()
-    failed = program.failure(scenario=scenario, seconds=15)
-    assert (failed.code, failed.billed) == ("timeout", "unknown")
-    assert time.monotonic() - begun < 18
+    class Brief(Io):
+        """Its deadline is a second after the request has come."""
+
+        def left(self) -> float:
+            self.end = min(self.end, time.monotonic() + 1) if program.calls() else self.end
+            return min(super().left(), 0.1)
+
+    request = {"system": None, "turns": [user("hi")], "schema": None}
+    with pytest.raises(CallFailed) as caught:
+        program.module.call(program.target(scenario), request, Brief())
+    assert (caught.value.code, caught.value.billed) == ("timeout", "unknown")
     assert len(program.calls()) == 1
     if scenario == "stall":
-        assert failed.result is not None
-        assert failed.result["parts"] == [{"type": "text", "text": "half an ans"}]
+        assert caught.value.result is not None
+        assert caught.value.result["parts"] == [{"type": "text", "text": "half an ans"}]
 
 
 def test_four_at_once(program: Program) -> None:
@@ -519,13 +526,14 @@ def test_tools_work_in_the_directory_as_far_as_allowed(
         shutil.rmtree(project / ".gemini")  # then its settings count
     monkeypatch.setattr(dialect, "TOOL", name)
     monkeypatch.setattr(dialect, "ARGUMENTS", arguments)
-    result = program.ask(*TEN_TURNS, user("go"), scenario="tool", cwd=str(project), allow=allow)
+    before = TEN_TURNS if allow == "all" else []
+    result = program.ask(*before, user("go"), scenario="tool", cwd=str(project), allow=allow)
     assert result["finish"] == "stop"
     assert len(program.calls()) == 2
     tools = offered(program.calls()[0]["body"])
     shells, writers = {"run_shell_command", "bash"}, {"write_file", "replace", "write", "edit"}
     assert (bool(tools & shells), bool(tools & writers)) == (allow == "all", allow != "read")
-    (done,) = (what[1] for _, kind, what in program.sent()[len(TEN_SENT) :] if kind == "result")
+    (done,) = [what[1] for _, kind, what in program.sent() if kind == "result"][-1:]
     if allow == "read":
         assert "THERE" in done or "there.txt" in done
     else:

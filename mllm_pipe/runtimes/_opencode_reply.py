@@ -18,7 +18,7 @@ FINISH = {"stop": "stop", "length": "length", "content-filter": "filter", "tool-
 # Runs inside of opencode and tells on stdout what its events do not: pieces of text as they come, the HTTP errors that
 # it hides behind retries, and the first of these retries, so that we can end it there. After a stream that ended
 # without a finish reason opencode asks again at once, for ever: no second request is let through. It also takes out of
-# the system text what opencode adds to it: model, directory, date.
+# the system text what opencode adds to it (model, directory, date), and the keys out of what a shell of its tools sees.
 PLUGIN = rb"""import { readFileSync } from "node:fs"
 
 const say = (value) => process.stdout.write(JSON.stringify(value) + "\n")
@@ -41,6 +41,9 @@ export const mllm = async () => ({
   },
   "chat.params": async () => {
     if (over) await never
+  },
+  "shell.env": async (_, output) => {
+    for (const name of Object.keys(process.env)) if (/_(KEY|TOKEN)$/.test(name)) output.env[name] = ""
   },
   event: async ({ event: { type, properties } }) => {
     if (type === "message.part.updated") {

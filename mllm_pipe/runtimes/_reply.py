@@ -140,7 +140,8 @@ def exchange(
 
     def sealed(result: Json) -> Json:
         origin = {"api": api, "endpoint": endpoint(url), "model": target.get("model"), "prefix": prefix}
-        whole: Json = _sse.mended(result | {"provider": provider, "origin": origin | result["origin"], "losses": losses})
+        told = {"provider": provider, "origin": origin | result["origin"], "losses": losses}
+        whole: Json = _sse.mended(result | told)
         return whole
 
     io.lost(losses)
