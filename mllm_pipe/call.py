@@ -33,6 +33,7 @@ class Io:
         self.run, self.strict = run, strict
         self.timeout_s, self.on_text = timeout_s, on_text
         self.first_text: float | None = None
+        self.ignored: list[dict[str, Any]] = []  # losses: what the runtime takes no notice of
         self.pieces: list[str] = []  # of the answer, for the journal if it is cut off
 
     def text(self, piece: str) -> None:
@@ -168,9 +169,11 @@ def _tried(
     for number in range(1, patience.max_retries + 2):
         journal.intend(run_id, key, about | name)
         began = time.monotonic()
+        io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
         attempt: Record = name | {"status": "ok"} | ({"wait_ms": _ms(wait)} if wait else {})
         attempts.append(attempt)
         try:
+            io.lost(io.ignored)
             return key, runtime.call(target, request, io), None
         except CallFailed as failure:
             unsure = failure.billed == "unknown"
@@ -214,6 +217,15 @@ def _priced(
     return result if cost is None else result | {"cost_usd": float(cost), "cost_source": "table"}
 
 
+def ignored(target: dict[str, Any], request: dict[str, Any], takes_options: bool) -> list[dict[str, Any]]:
+    """The losses of a request to a runtime that takes no options and no tools."""
+    if takes_options:
+        return []
+    names = [f"option {name}" for name in request.get("options", {})]
+    names += [f"tool {tool['name']}" for tool in request.get("tools", [])]
+    return [{"what": name, "action": "dropped", "why": f"{target['runtime']} takes none"} for name in names]
+
+
 def _keep_pieces(
     target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, key: str, attempts: list[Record]
 ) -> None:
@@ -248,7 +260,7 @@ def span_of(
         "cost_usd": result.get("cost_usd"),
         "cost_source": result.get("cost_source"),
     }
-    losses = [*about.get("losses", []), *result.get("losses", [])]
+    losses = [*about.get("losses", []), *io.ignored, *result.get("losses", [])]
     return span | ({"losses": losses} if losses else {})
 
 

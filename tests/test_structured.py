@@ -206,3 +206,11 @@ def test_a_summarizer_that_fails_fails_the_thread(sh, work, home):
     configure(home, summarizer="exec:false")
     ran = sh("dispatch --to me --window 1400 < t | tail -n 2; exit ${PIPESTATUS[0]}")
     assert ran.status == 3 and ran.records[0]["status"] == "failed"
+
+
+def test_an_option_that_a_runtime_does_not_take_is_listed_and_strict_refuses_it(sh, home):
+    ran = sh("dispatch --to echo -o temperature 0.5 --new q | cat")
+    assert ran.records[3]["losses"] == [{"what": "option temperature", "action": "dropped", "why": "echo takes none"}]
+    ran = sh("dispatch --to echo -o temperature 0.5 --strict --new q | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == 3 and ran.kinds() == "begin user span error failed end"
+    assert ran.err.endswith("echo: --strict: option temperature would be dropped: echo takes none\n")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from orjson import JSONDecodeError, loads
 
 from mllm_pipe import cli
 from mllm_pipe.agents import find, slot, usable_here
@@ -83,7 +82,10 @@ def command(prompt: str | None, spec: str | None, system: str | None, name: str 
         wish.tools = [tool for file in tools for tool in read(file)]
     if run_tools:
         wish.run_tool = _tool_runner(run_tools, timeout)
-    wish.options = {key: _value(value) for key, value in options}
+    if options:
+        from mllm_pipe.models import value
+
+        wish.options = {key: value(given) for key, given in options}
     stop_when_reader_leaves()
 
     def answer(thread: Thread) -> tuple[list[Record], Failure | None]:
@@ -134,14 +136,6 @@ def _prompt(prompt: str | None, files: tuple[str, ...]) -> str | list[dict[str, 
     from mllm_pipe import attachments
 
     return [{"type": "text", "text": prompt}] * bool(prompt) + [attachments.part(name) for name in files]
-
-
-def _value(text: str) -> Any:
-    """The VALUE of an option: JSON if it is that, else the text."""
-    try:
-        return loads(text)
-    except JSONDecodeError:
-        return text
 
 
 def _tool_runner(spec: str, timeout_s: float) -> Callable[[bytes], tuple[int, str, str]]:

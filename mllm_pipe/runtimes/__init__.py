@@ -8,6 +8,7 @@ and two pure translators that `call` stands on and tests look at: `request`/`rep
 file and its events. Further names that a module may define:
 
     STREAMS = True              it reports text as it comes, by io.text
+    TAKES_OPTIONS = True        it sends request["options"] and request["tools"]; of others they are listed as lost
     def usable(target) -> str   "" when the runtime could be called here, else why not; sends nothing
     def preview(target, request) -> dict
                                 what `call` would send, keys masked: {"url", "headers", "body"} of an API,
