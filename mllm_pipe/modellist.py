@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any
@@ -119,8 +120,9 @@ def _fetched(url: str) -> bytes:
     if parts.scheme == "http" and not _http.loopback(parts.hostname or ""):
         raise Usage(f"{url}: prices that came over plain http are nobody's; say https")
     data = bytearray()
-    for piece in _http.post(url, {"accept": "*/*"}, None, Io(FETCH_S)):
-        data += piece
-        if len(data) > modelfile.MAX_BYTES:
-            break
+    with closing(_http.post(url, {"accept": "*/*"}, None, Io(FETCH_S))) as pieces:
+        for piece in pieces:
+            data += piece
+            if len(data) > modelfile.MAX_BYTES:
+                break
     return bytes(data)

@@ -395,3 +395,28 @@ def test_nothing_heavy_is_imported_before_it_sends():
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_call_that_failed_leaves_no_stream_to_the_collector():
+    """An abandoned stream that is collected inside the next call's pool would wait for a lock which that call holds."""
+    import gc
+    import types
+
+    from loopback import serve
+
+    from mllm_pipe.call import Io
+    from mllm_pipe.runtimes import openai_chat
+
+    turn = {"role": "user", "parts": [{"type": "text", "text": "q"}], "ids": ["q"], "origin": None}
+    request = {"system": None, "turns": [turn], "schema": None}
+    with serve("chat") as server:
+        target = {"runtime": "vllm", "kind": "openai-chat", "model": "m", "base_url": server.url("cut") + "/v1"}
+        gc.disable()
+        try:
+            with pytest.raises(CallFailed) as caught:
+                openai_chat.call(target, request, Io(10))
+            streams = [one for one in gc.get_objects() if isinstance(one, types.GeneratorType)]
+            left = [one for one in streams if one.__name__ == "post" and one.gi_frame]
+        finally:
+            gc.enable()
+    assert caught.value.code == "cut" and left == []

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -55,8 +55,11 @@ def post(
     secrets: Iterable[str] = (),
     first_byte_s: float = FIRST_BYTE_S,
     idle_s: float = IDLE_S,
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """The bytes of the answer to a POST, unzipped, as they come; nothing is sent before the first is asked for.
+
+    Who does not read it to its end closes it (contextlib.closing): left to the collector it may close in the middle
+    of another call of this thread, and wait for a lock that this one holds.
 
     Ends at the end of the answer. Redirects are not followed (the key would go to a second host). Without a body it
     is a GET. No message names a header's value, and each of `secrets` is masked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import orjson
@@ -147,8 +148,9 @@ def exchange(
     io.lost(losses)
     limits = {name: float(target[name]) for name in ("first_byte_s", "idle_s") if target.get(name)}
     try:
-        chunks = _http.post(url, headers, orjson.dumps(body), io, secrets=secrets, **limits)
-        return sealed(reader(_sse.values(chunks)))
+        # Closed here, not by the collector: that may strike inside the pool of connections, whose lock is held then.
+        with closing(_http.post(url, headers, orjson.dumps(body), io, secrets=secrets, **limits)) as chunks:
+            return sealed(reader(_sse.values(chunks)))
     except CallFailed as failure:
         failure.args = (_faults.tidy(str(failure), secrets),)
         if failure.result:
