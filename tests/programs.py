@@ -31,6 +31,9 @@ class Io:
     def text(self, piece: str) -> None:
         self.pieces.append(piece)
 
+    def lost(self, losses: list[dict[str, Any]]) -> None:
+        self.losses = losses
+
     def left(self) -> float:
         left = self.end - time.monotonic()
         if left <= 0:

@@ -292,17 +292,22 @@ def test_four_at_once(program: Program) -> None:
 def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program, house: Path) -> None:
     seen: list[bytes] = []
 
+    over = threading.Event()
+
     def look() -> None:
-        while not program.calls():
-            threading.Event().wait(0.01)
+        while not program.calls() and not over.wait(0.01):
+            pass
         for pid in carrying(str(house)):
             if pid != os.getpid():
                 seen.append(Path(f"/proc/{pid}/environ").read_bytes())
                 seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
 
     (looker := threading.Thread(target=look)).start()
-    program.ask(user("the prompt"), scenario="slow")
-    looker.join()
+    try:
+        program.ask(user("the prompt"), scenario="slow")
+    finally:
+        over.set()
+        looker.join()
     everything = b"\0".join(seen)
     assert b"sk-canary-key" in everything
     assert b"sk-canary-env" not in everything
@@ -385,9 +390,12 @@ def test_an_interrupted_call_leaves_nothing(program: Program, house: Path) -> No
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
+    over = threading.Event()
+
     def when_it_hangs() -> None:
         while not program.calls():
-            threading.Event().wait(0.01)
+            if over.wait(0.01):
+                return
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
@@ -396,5 +404,6 @@ def test_an_interrupted_call_leaves_nothing(program: Program, house: Path) -> No
         with pytest.raises(Interrupted):
             program.ask(user("hi"), scenario="hang")
     finally:
+        over.set()
         sender.join()
         signal.signal(signal.SIGUSR1, before)
