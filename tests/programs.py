@@ -1,9 +1,11 @@
-"""What the tests of claude and codex stand on: the programs with a server of their own, and threads to send."""
+"""What the tests of the agent programs stand on: the programs with a server of their own, and threads to send."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +16,13 @@ from loopback import Loopback
 from mllm_pipe.errors import CallFailed
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-KEYS = {"claude": "ANTHROPIC_API_KEY", "codex": "OPENAI_API_KEY"}
-MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"}
+KEYS = {
+    "claude": "ANTHROPIC_API_KEY",
+    "codex": "OPENAI_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "opencode": "LOOP_API_KEY",
+}
+MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5", "gemini": "gemini-2.5-flash", "opencode": "loop/m1"}
 ODD_PROMPTS = ["/help", "/nope x", "@/etc/hostname", "read @/etc/hostname", "$foo", "!ls", "#note", "-x", "--version",
                "-", "--", " lead and trail \n", "\n/help", "a\0b\u2028c\x1b[31m\r\nd", "ultrathink"]  # fmt: skip
 
@@ -25,6 +32,7 @@ class Io:
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.pieces: list[str] = []
+        self.losses: list[dict[str, Any]] = []
         self.run = "run-1"
         self.end = time.monotonic() + seconds
 
@@ -50,34 +58,52 @@ class Program:
         self.io = Io()
 
     def target(self, scenario: str = "ok", **more: Any) -> dict[str, Any]:
-        url = self.server.url(scenario, "" if self.name == "claude" else "/v1")
+        url = self.server.url(scenario, "" if self.name in ("claude", "gemini") else "/v1")
         return {"spec": self.name, "kind": self.name, "model": MODELS[self.name], "base_url": url} | more
 
     def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = 60.0, system: str | None = "SYS",
             schema: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:  # fmt: skip
-        self.io = Io(seconds)
+        self.io = io = Io(seconds)
         request = {"system": system, "turns": list(turns), "schema": schema}
         before = json.dumps(request)
         try:
-            result: dict[str, Any] = self.module.call(self.target(scenario, **target), request, self.io)
+            result: dict[str, Any] = self.module.call(self.target(scenario, **target), request, io)
         finally:
             assert json.dumps(request) == before
+        assert result["losses"] == io.losses
         return result
 
     def failure(self, *turns: dict[str, Any], **more: Any) -> CallFailed:
         with pytest.raises(CallFailed) as caught:
             self.ask(*(turns or [user("hi")]), **more)
-        assert "\n" not in str(caught.value)
-        assert "sk-canary" not in str(caught.value)
+        check(caught.value, self.name)
         return caught.value
+
+    def outcomes(self, scenarios: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | CallFailed]]:
+        """What comes of a call to each scenario, a result or a failure; two at a time."""
+
+        def outcome(scenario: str) -> dict[str, Any] | CallFailed:
+            try:
+                return self.ask(user("hi"), scenario=scenario)
+            except CallFailed as failed:
+                check(failed, self.name)
+                return failed
+
+        with ThreadPoolExecutor(2) as pool:
+            yield from zip(scenarios, pool.map(outcome, scenarios), strict=True)
 
     def calls(self) -> list[dict[str, Any]]:
         return self.server.calls()
 
     def sent(self) -> list[list[Any]]:
-        """The last request as [role, kind, what] lists, in one form for both; what the program adds is left out."""
-        body = self.calls()[-1]["body"]
-        return claude_sent(body) if self.name == "claude" else codex_sent(body)
+        """The last request as [role, kind, what] lists, in one form for all; what the program adds is left out."""
+        return SENT[self.name](self.calls()[-1]["body"])
+
+
+def check(failed: CallFailed, name: str) -> None:
+    """What holds for the message of any failure: one line, no key, and the program's name is the caller's to say."""
+    said = str(failed)
+    assert ("\n" in said, "sk-canary" in said, said.startswith(f"{name}: ")) == (False, False, False)
 
 
 def claude_sent(body: dict[str, Any]) -> list[list[Any]]:
@@ -113,6 +139,45 @@ def codex_sent(body: dict[str, Any]) -> list[list[Any]]:
             else:
                 found.append([role, "text", content["text"]])
     return found
+
+
+def gemini_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = [["system", "text", part["text"]] for part in body["systemInstruction"]["parts"]]
+    for content in body["contents"]:
+        role = "assistant" if content["role"] == "model" else "user"
+        for part in content["parts"]:
+            if "functionCall" in part:
+                inner = part["functionCall"]
+                found.append([role, "call", [inner["id"], inner["name"], inner["args"]]])
+            elif "functionResponse" in part:
+                inner = part["functionResponse"]
+                found.append([role, "result", [inner["id"], next(iter(inner["response"].values()))]])
+            elif "inlineData" in part:
+                found.append([role, "image", part["inlineData"]["data"]])
+            else:
+                found.append([role, "text", part["text"]])
+    return found
+
+
+def opencode_sent(body: dict[str, Any]) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for message in body["messages"]:
+        role, content = message["role"], message.get("content") or []
+        if role == "tool":
+            found.append(["user", "result", [message["tool_call_id"], content]])
+            continue
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "image_url":
+                found.append([role, "image", part["image_url"]["url"].split(",")[1]])
+            else:
+                found.append([role, "text", part["text"]])
+        for call in message.get("tool_calls", []):
+            arguments = json.loads(call["function"]["arguments"])
+            found.append([role, "call", [call["id"], call["function"]["name"], arguments]])
+    return found
+
+
+SENT = {"claude": claude_sent, "codex": codex_sent, "gemini": gemini_sent, "opencode": opencode_sent}
 
 
 def turn(role: str, *parts: str | dict[str, Any], origin: dict[str, Any] | None = None) -> dict[str, Any]:

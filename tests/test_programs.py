@@ -76,6 +76,9 @@ def program(request: pytest.FixtureRequest, house: Path, monkeypatch: pytest.Mon
         assert "sk-canary" not in json.dumps(server.requests)
         assert {r["path"] for r in server.requests} <= {"/", "/v1/messages", "/v1/responses"}
     assert files(house) == before
+    late = time.monotonic() + 10  # what was killed may take a moment to be gone from /proc
+    while carrying(str(house)) not in ([], [os.getpid()]) and time.monotonic() < late:
+        threading.Event().wait(0.05)
     assert carrying(str(house)) in ([], [os.getpid()])
 
 

@@ -9,124 +9,38 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import loopback.chat
-import loopback.google
 import pytest
 import test_programs
-from loopback import Loopback, serve
-from test_programs import ODD_PROMPTS, PNG, TEN_SENT, TEN_TURNS, answered, called, carrying, files, turn, user
+from loopback import serve
+from programs import (
+    KEYS,
+    MODELS,
+    ODD_PROMPTS,
+    PNG,
+    TEN_SENT,
+    TEN_TURNS,
+    Io,
+    Program,
+    answered,
+    called,
+    carrying,
+    files,
+    turn,
+    user,
+)
 
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _gemini_reply, _opencode_reply, gemini, opencode
 
 house = test_programs.house
 
-KEYS = {"gemini": "GEMINI_API_KEY", "opencode": "LOOP_API_KEY"}
-MODELS = {"gemini": "gemini-2.5-flash", "opencode": "loop/m1"}
 DIALECTS = {"gemini": "google", "opencode": "chat"}
-
-
-class Io(test_programs.Io):
-    def __init__(self, seconds: float = 60.0) -> None:
-        super().__init__(seconds)
-        self.losses: list[dict[str, Any]] = []
-
-    def lost(self, losses: list[dict[str, Any]]) -> None:
-        self.losses += losses
-
-
-class Program:
-    """A program with its server: `ask` calls it, `sent` is what the server received of the last call."""
-
-    def __init__(self, module: ModuleType, server: Loopback) -> None:
-        self.module, self.server = module, server
-        self.name = module.__name__.rpartition(".")[2]
-        self.io = Io()
-
-    def target(self, scenario: str = "ok", **more: Any) -> dict[str, Any]:
-        url = self.server.url(scenario, "" if self.name == "gemini" else "/v1")
-        return {"spec": self.name, "kind": self.name, "model": MODELS[self.name], "base_url": url} | more
-
-    def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = 60.0, system: str | None = "SYS",
-            schema: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:  # fmt: skip
-        self.io = io = Io(seconds)
-        request = {"system": system, "turns": list(turns), "schema": schema}
-        before = json.dumps(request)
-        try:
-            result: dict[str, Any] = self.module.call(self.target(scenario, **target), request, io)
-        finally:
-            assert json.dumps(request) == before
-        assert result["losses"] == io.losses
-        return result
-
-    def failure(self, *turns: dict[str, Any], **more: Any) -> CallFailed:
-        with pytest.raises(CallFailed) as caught:
-            self.ask(*(turns or [user("hi")]), **more)
-        said = str(caught.value)
-        assert ("\n" in said, "sk-canary" in said, said.startswith(self.name)) == (False, False, False)
-        return caught.value
-
-    def outcomes(self, scenarios: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | CallFailed]]:
-        """What comes of a call to each scenario, a result or a failure; two at a time."""
-
-        def outcome(scenario: str) -> dict[str, Any] | CallFailed:
-            try:
-                return self.ask(user("hi"), scenario=scenario)
-            except CallFailed as failed:
-                return failed
-
-        with ThreadPoolExecutor(2) as pool:
-            yield from zip(scenarios, pool.map(outcome, scenarios), strict=True)
-
-    def calls(self) -> list[dict[str, Any]]:
-        return self.server.calls()
-
-    def sent(self) -> list[list[Any]]:
-        """The last request as [role, kind, what] lists, in one form for both. All of it: neither adds anything."""
-        body = self.calls()[-1]["body"]
-        return gemini_sent(body) if self.name == "gemini" else opencode_sent(body)
-
-
-def gemini_sent(body: dict[str, Any]) -> list[list[Any]]:
-    found: list[list[Any]] = [["system", "text", part["text"]] for part in body["systemInstruction"]["parts"]]
-    for content in body["contents"]:
-        role = "assistant" if content["role"] == "model" else "user"
-        for part in content["parts"]:
-            if "functionCall" in part:
-                inner = part["functionCall"]
-                found.append([role, "call", [inner["id"], inner["name"], inner["args"]]])
-            elif "functionResponse" in part:
-                inner = part["functionResponse"]
-                found.append([role, "result", [inner["id"], next(iter(inner["response"].values()))]])
-            elif "inlineData" in part:
-                found.append([role, "image", part["inlineData"]["data"]])
-            else:
-                found.append([role, "text", part["text"]])
-    return found
-
-
-def opencode_sent(body: dict[str, Any]) -> list[list[Any]]:
-    found: list[list[Any]] = []
-    for message in body["messages"]:
-        role, content = message["role"], message.get("content") or []
-        if role == "tool":
-            found.append(["user", "result", [message["tool_call_id"], content]])
-            continue
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "image_url":
-                found.append([role, "image", part["image_url"]["url"].split(",")[1]])
-            else:
-                found.append([role, "text", part["text"]])
-        for call in message.get("tool_calls", []):
-            arguments = json.loads(call["function"]["arguments"])
-            found.append([role, "call", [call["id"], call["function"]["name"], arguments]])
-    return found
 
 
 @pytest.fixture(params=[gemini, opencode], ids=["gemini", "opencode"])
@@ -156,7 +70,7 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert "CANARY" not in json.dumps(server.requests)
         assert "sk-canary" not in json.dumps(server.requests)
         assert [r["path"] for r in server.requests if not r["call"]] == []
-    assert files(place) == before
+    assert (files(place), os.listdir(place / "tmp")) == (before, [".env"])
     assert carrying(str(place)) in ([], [os.getpid()])
 
 
@@ -316,12 +230,10 @@ def test_failures_have_their_causes(program: Program) -> None:
     for scenario, failed in program.outcomes(list(expected)):
         assert isinstance(failed, CallFailed), scenario
         assert (scenario, failed.code, failed.billed) == (scenario, *expected[scenario])
-        said = str(failed)
-        assert ("\n" in said, "sk-canary" in said, said.startswith(program.name)) == (False, False, False)
         assert len(program.server.calls(scenario)) == 1
         if scenario.isdigit():
             assert failed.http_status == int(scenario)
-            assert said.startswith(f"{scenario} loopback says {scenario}")
+            assert str(failed).startswith(f"{scenario} loopback says {scenario}")
         if scenario == "429" and program.name == "opencode":
             assert failed.retry_after_s == 1.0
         if scenario == "cut":
@@ -366,35 +278,44 @@ def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> N
 
 
 def test_four_at_once(program: Program) -> None:
-    said: dict[int, str] = {}
+    def one(number: int) -> str:
+        return str(program.ask(user(f"I am {number}"), scenario="echo")["parts"][-1]["text"])
 
-    def one(number: int) -> None:
-        request = {"system": None, "turns": [user(f"I am {number}")], "schema": None}
-        said[number] = program.module.call(program.target("echo"), request, Io())["parts"][-1]["text"]
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(one, range(4)))
+    assert said == [f"I am {number}" for number in range(4)]
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert said == {number: f"I am {number}" for number in range(4)}
+
+@contextmanager
+def once_called(program: Program, act: Callable[[], None]) -> Iterator[None]:
+    """Does `act` in a thread as soon as the server has a call, if that comes before the end of the block."""
+    over = threading.Event()
+
+    def wait() -> None:
+        while not program.calls():
+            if over.wait(0.01):
+                return
+        act()
+
+    (waiter := threading.Thread(target=wait)).start()
+    try:
+        yield
+    finally:
+        over.set()
+        waiter.join()
 
 
 def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program, tmp_path: Path) -> None:
     seen: list[bytes] = []
 
     def look() -> None:
-        while not program.calls():
-            threading.Event().wait(0.01)
         for pid in carrying(str(tmp_path)):
             if pid != os.getpid():
                 seen.append(Path(f"/proc/{pid}/environ").read_bytes())
                 seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
 
-    looker = threading.Thread(target=look)
-    looker.start()
-    program.ask(user("the prompt"), scenario="slow", system="the system text")
-    looker.join()
+    with once_called(program, look):
+        program.ask(user("the prompt"), scenario="slow", system="the system text")
     everything = b"\0".join(seen)
     assert b"sk-canary-key" in everything
     assert b"sk-canary-env" not in everything
@@ -451,104 +372,12 @@ def test_an_interrupted_call_leaves_nothing(program: Program) -> None:
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
-    def when_it_hangs() -> None:
-        while not program.calls():
-            threading.Event().wait(0.01)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
     before = signal.signal(signal.SIGUSR1, interrupt)
-    sender = threading.Thread(target=when_it_hangs)
-    sender.start()
     try:
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted), once_called(program, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
             program.ask(user("hi"), scenario="hang")
     finally:
-        sender.join()
         signal.signal(signal.SIGUSR1, before)
-
-
-# -- tools ------------------------------------------------------------------------------------------------------------
-
-# What the model asks for, in the words of each program.
-TOOLS = {
-    ("gemini", "read"): ("list_directory", {"dir_path": "."}),
-    ("gemini", "write"): ("write_file", {"file_path": "made.txt", "content": "made\n"}),
-    ("gemini", "all"): ("run_shell_command", {"command": "git status; env > made.txt"}),
-    ("opencode", "read"): ("read", {"filePath": "there.txt"}),
-    ("opencode", "write"): ("write", {"filePath": "made.txt", "content": "made\n"}),
-    ("opencode", "all"): ("bash", {"command": "git status; env > made.txt", "description": "look"}),
-}
-
-
-@pytest.fixture
-def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory to work in, with files that would change what is asked."""
-    made = tmp_path_factory.mktemp("project")
-    hook = [{"matcher": "*", "hooks": [{"type": "command", "command": f"touch {tmp_path}/HOOK"}]}]
-    settings = {"hooks": {"SessionStart": hook, "BeforeModel": hook}, "model": {"name": "CANARY-MODEL"},
-                "mcpServers": {"x": {"command": "touch", "args": [f"{tmp_path}/HOOK"], "trust": True}}}  # fmt: skip
-    for path, text in (
-        ("there.txt", "THERE\n"),
-        (".gemini/settings.json", json.dumps(settings)),
-        (".gemini/commands/help.toml", 'prompt = "CANARY-FILE"\n'),
-        ("opencode.json", '{"model": "x/CANARY", "instructions": ["AGENTS.md"]}'),
-        ("GEMINI.md", "CANARY-FILE"),
-        ("AGENTS.md", "CANARY-FILE"),
-    ):
-        (made / path).parent.mkdir(parents=True, exist_ok=True)
-        (made / path).write_text(text)
-    (made / ".git/objects").mkdir(parents=True)
-    (made / ".git/refs").mkdir()
-    (made / ".git/HEAD").write_text("ref: refs/heads/main\n")
-    yield made
-    assert not (tmp_path / "HOOK").exists()
-
-
-@pytest.fixture(params=["read", "write", "all"])
-def allow(request: pytest.FixtureRequest) -> str:
-    """How much a program may do by itself."""
-    return str(request.param)
-
-
-def offered(body: dict[str, Any]) -> set[str]:
-    found = set()
-    for tool in body.get("tools", []):
-        found |= {one["name"] for one in tool.get("functionDeclarations", [tool.get("function")])}
-    return found
-
-
-def test_tools_work_in_the_directory_as_far_as_allowed(
-    project: Path, program: Program, allow: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dialect = loopback.google if program.name == "gemini" else loopback.chat
-    name, arguments = TOOLS[program.name, allow]
-    if allow == "all":
-        shutil.rmtree(project / ".gemini")  # then its settings count
-    monkeypatch.setattr(dialect, "TOOL", name)
-    monkeypatch.setattr(dialect, "ARGUMENTS", arguments)
-    before = TEN_TURNS if allow == "all" else []
-    result = program.ask(*before, user("go"), scenario="tool", cwd=str(project), allow=allow)
-    assert result["finish"] == "stop"
-    assert len(program.calls()) == 2
-    tools = offered(program.calls()[0]["body"])
-    shells, writers = {"run_shell_command", "bash"}, {"write_file", "replace", "write", "edit"}
-    assert (bool(tools & shells), bool(tools & writers)) == (allow == "all", allow != "read")
-    (done,) = [what[1] for _, kind, what in program.sent() if kind == "result"][-1:]
-    if allow == "read":
-        assert "THERE" in done or "there.txt" in done
-    else:
-        text = (project / "made.txt").read_text()
-        assert "sk-canary" not in text
-        assert (text == "made\n") == (allow == "write")
-
-
-def test_without_leave_no_tool_is_offered_and_none_runs(
-    project: Path, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program.ask(user("look at @there.txt"), scenario="tool", cwd=str(project))
-    assert offered(program.calls()[0]["body"]) == set()
-    assert program.sent()[1:] == [["user", "text", "look at @there.txt"]]
-    assert not (project / "made.txt").exists()
 
 
 # -- what needs no program ---------------------------------------------------------------------------------------------

@@ -73,9 +73,8 @@ def wrong_program(name: str, says: str, asked: str = "--version") -> str:
     try:
         with _child.scratch() as home:  # some make files at any start
             ours = {name: value for name, value in _child.allowed_env().items() if not name.startswith("XDG_")}
-            ended = _child.run(
-                [name, asked], stdin=b"", env=ours | {"HOME": home}, cwd=home, left=lambda: 10.0, on_bytes=heard.extend
-            )
+            ours |= {"HOME": home, "TMPDIR": home}
+            ended = _child.run([name, asked], stdin=b"", env=ours, cwd=home, left=lambda: 10.0, on_bytes=heard.extend)
     except CallFailed as failed:
         return str(failed)
     if says in heard.decode("utf-8", "replace") + ended.tail:

@@ -16,28 +16,29 @@ two system blocks that name it, and today's date before the first user turn.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults, _files, _turns
-from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, wrong_program
+from mllm_pipe.runtimes import _child, _files, _turns
+from mllm_pipe.runtimes._claude_reply import SYNTHETIC, event_of, partial, reply, with_end, worth
+from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, write, wrong_program
 
 STREAMS = True
 
 SESSION = "00000000-0000-4000-8000-000000000000.jsonl"  # must be named like a UUID
 SECRET = ("_KEY", "_TOKEN", "_HEADERS")
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
-SYNTHETIC = "<synthetic>"  # the model of messages that the program wrote itself
+# Tools that it may use by itself, of these only in its directory but for "all".
+READ = ("Read", "Glob", "Grep")
+WRITE = (*READ, "Edit", "Write", "NotebookEdit")
+ALL = (*WRITE, "Bash", "WebFetch", "WebSearch")
+TOOLS = {None: (), "read": READ, "write": WRITE, "all": ALL}
 # Of a Claude Code that we may run in: its session, not its login.
 NOT_OURS = ("CLAUDE_CODE_SESSION", "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_SSE_PORT", "CLAUDE_CODE_ENTRYPOINT",
             "CLAUDE_CODE_RESUME", "CLAUDE_CODE_SUPERVISED", "CLAUDE_BG_")  # fmt: skip
-FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "refusal": "refusal",
-          "tool_use": "tool", "pause_turn": "pause", "model_context_window_exceeded": "length"}  # fmt: skip
-WORDS = {"authentication_failed": "auth", "oauth_org_not_allowed": "permission", "billing_error": "billing",
-          "rate_limit": "rate_limit", "overloaded": "overloaded", "model_not_found": "bad_model"}  # fmt: skip
 
 
 # -- to the program ---------------------------------------------------------------------------------------------------
@@ -117,11 +118,14 @@ def _lines(messages: Sequence[dict[str, Any]]) -> bytes:
 
 def arguments(target: dict[str, Any], bare: bool, system: str, resume: str) -> list[str]:
     """The command line. system: the file of the system text, which may be empty. resume: the session file, or ""."""
+    allow = target.get("allow")
     return [
         "claude", "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
-        "--include-partial-messages", "--no-session-persistence", "--tools", "", "--strict-mcp-config",
-        "--setting-sources", "", "--disable-slash-commands", "--system-prompt-file", system,
+        "--include-partial-messages", "--no-session-persistence", "--tools", ",".join(TOOLS[allow]),
+        "--strict-mcp-config", "--setting-sources", "", "--disable-slash-commands", "--system-prompt-file", system,
         *(["--bare"] if bare else []),
+        *(["--permission-mode=acceptEdits"] if allow in ("write", "all") else []),
+        *([f"--allowedTools={','.join(ALL)}"] if allow == "all" else []),  # root may not turn permissions off
         *([f"--model={target['model']}"] if target.get("model") else []),
         *([f"--resume={resume}"] if resume else []),
     ]  # fmt: skip
@@ -150,138 +154,6 @@ def environment(target: dict[str, Any], key: tuple[str, str] | None, private: st
     return {name: value for name, value in env.items() if not name.startswith(NOT_OURS)} | extra
 
 
-# -- from the program -------------------------------------------------------------------------------------------------
-
-
-def reply(
-    events: Sequence[dict[str, Any]], made: Mapping[str, Any] | None = None, secrets: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The result that the events of a run say (see mllm_pipe.runtimes), the last of type `result`. Pure.
-
-    Success is `is_error` false, whatever `subtype` says, and some text. Else CallFailed, in which no secret is told.
-    """
-    final, result = events[-1], partial(events, made)
-    text = _faults.tidy(str(final.get("result") or "; ".join(map(str, final.get("errors") or []))), secrets)
-    finish = FINISH.get(final.get("stop_reason") or "", "stop")
-    if not final.get("is_error"):
-        if any(part["type"] == "text" and part["text"].strip() for part in result["parts"]):
-            return {**result, "finish": finish}
-        message = f"it ended without an answer{': ' + text if text else ''}"
-        raise CallFailed("empty", message, billed="yes" if result["usage"] else "no", result=_worth(result))
-    word = next((e["error"] for e in reversed(events) if e["type"] == "assistant" and e.get("error")), "")
-    if word == "max_output_tokens":  # it has asked for more three times by then
-        return {**result, "finish": "length"}
-    if finish == "refusal":
-        refusal = [] if result["parts"] else [{"type": "refusal", "text": text}]
-        return {**result, "parts": [*result["parts"], *refusal], "finish": finish}
-    begun = any(e["type"] == "stream_event" and e["event"]["type"] == "message_start" for e in events)
-    code, status = _code(final.get("api_error_status"), word, text, begun), final.get("api_error_status")
-    sent = begun or code in ("timeout", "malformed", "exit")
-    billed = "unknown" if sent else "no"
-    hint = "; check ANTHROPIC_API_KEY, or log in with: claude" if code == "auth" else ""
-    message = f"{text or 'no reason given'}{hint}"
-    raise CallFailed(code, message, billed=billed, http_status=status, result=_worth(result))
-
-
-def partial(events: Sequence[dict[str, Any]], made: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What had come by the last of the events, as a result with finish "error". made: what `session` gave."""
-    final = events[-1] if events and events[-1]["type"] == "result" else {}
-    answers = [e["message"] for e in events if e["type"] == "assistant" and e["message"].get("model") != SYNTHETIC]
-    begun = [e["event"].get("message", {}) for e in events if e["type"] == "stream_event"]
-    said: dict[str, Any] = next((message for message in [*answers[::-1], *begun[::-1]] if message), {})
-    usage, cost = _usage(final.get("usage")), final.get("total_cost_usd")
-    made = made or {"losses": [], "prefix": None, "endpoint": None}
-    origin = {"api": "claude", "endpoint": made["endpoint"], "model": said.get("model"),
-              "response_id": said.get("id"), "prefix": made["prefix"], "raw_finish": final.get("stop_reason")}
-    return {
-        "parts": _parts(events),
-        "finish": "error",
-        "model": said.get("model"),
-        "provider": "anthropic",
-        "usage": usage,
-        "cost_usd": cost if usage else None,
-        "cost_source": "runtime" if usage and cost is not None else None,
-        "origin": {name: value for name, value in origin.items() if value is not None} if said else None,
-        "losses": list(made["losses"]),
-    }  # fmt: skip
-
-
-def with_end(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of a run that ended well, with a `result` in the place of one that was lost.
-
-    The program ends before its last, long lines are out, when nobody reads fast enough. The vendor's own end of the
-    answer came before them.
-    """
-    last: dict[str, Any] = next((e["event"] for e in reversed(events) if e["type"] == "stream_event"), {})
-    if (events and events[-1]["type"] == "result") or last.get("type") != "message_delta":
-        return events
-    stop, usage = last["delta"].get("stop_reason"), last.get("usage")
-    return [*events, {"type": "result", "is_error": False, "stop_reason": stop, "usage": usage}] if stop else events
-
-
-def _worth(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The partial result, if it says anything."""
-    return result if result["parts"] or result["usage"] else None
-
-
-def _code(status: int | None, word: str, text: str, begun: bool) -> str:
-    """Why a run failed: by the HTTP status, the program's own name of the error, its sentence. `begun`: mid-answer."""
-    if status:
-        code = _faults.of_reply(status, {}, orjson.dumps({"error": {"message": text}})).code
-        return "billing" if code == "bad_request" and "credit balance" in text else code
-    if word in WORDS:
-        return WORDS[word]
-    if "timed out" in text:
-        return "timeout"
-    if begun:
-        return "cut"
-    if "onnect" in text:  # Unable to connect to API (ConnectionRefused), Connection error
-        return "network"
-    return "malformed" if "Stream ended" in text else "exit"
-
-
-def _parts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The answer: whole blocks where they came, and the pieces of the last where it did not end."""
-    parts: list[dict[str, Any]] = []
-    pending = ""
-    for event in events:
-        if event["type"] == "stream_event":
-            begins = event["event"]["type"] == "message_start"
-            pending = "" if begins else pending + event["event"]["delta"].get("text", "")
-        elif event["type"] == "assistant" and event["message"].get("model") != SYNTHETIC:
-            pending = ""
-            for block in event["message"]["content"]:
-                if block.get("type") == "text":
-                    _say(parts, block["text"])
-                elif block.get("type") in ("thinking", "redacted_thinking"):
-                    parts.append({"type": "reasoning", "text": block.get("thinking", ""), "raw": block})
-                else:
-                    parts.append({"type": "opaque", "raw": block})
-    _say(parts, pending)
-    return parts
-
-
-def _say(parts: list[dict[str, Any]], text: str) -> None:
-    """Adds text, as one part with the text before it: what the program asked for in several calls is one answer."""
-    if text and parts and parts[-1]["type"] == "text":
-        parts[-1] = {"type": "text", "text": parts[-1]["text"] + text}
-    elif text:
-        parts.append({"type": "text", "text": text})
-
-
-def _usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
-    """Tokens in our terms: their input_tokens leaves out what a cache held. None when nothing was used."""
-    if not usage or not (usage.get("input_tokens") or usage.get("output_tokens")):
-        return None
-    read, write = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
-    return {
-        "input_tokens": (usage.get("input_tokens") or 0) + read + write,
-        "cache_read_tokens": read,
-        "cache_write_tokens": write,
-        "output_tokens": usage.get("output_tokens") or 0,
-    }
-
-
 # -- the call ---------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +174,7 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     secret = {name: "***" for name in env if name.endswith(SECRET)}
     resume = f"DIRECTORY/{SESSION}" if made["history"] else ""
     return {
-        "argv": arguments(target, _bare(key), "DIRECTORY/system", resume),
+        "argv": arguments(target, _bare(target, key), "DIRECTORY/system", resume),
         "env": {name: value for name, value in (env | secret).items() if name.startswith(("ANTHROPIC_", "CLAUDE_"))},
         "files": {"system": request["system"] or "", "session": made["history"].decode()},
         "stdin": made["stdin"].decode(),
@@ -310,13 +182,14 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
-    """Runs claude in an empty directory of its own; see mllm_pipe.runtimes."""
+    """Runs claude in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
     made, key = session(target, request), key_for(target, KEYS)
+    io.lost(made["losses"])
     events: list[dict[str, Any]] = []
     streamed: set[Any] = set()
 
     def on_line(line: bytes) -> None:
-        event = _event(line)
+        event = event_of(line)
         if event is None:
             return
         events.append(event)
@@ -330,24 +203,30 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                 if block.get("type") == "text" and event["message"].get("id") not in streamed:
                     io.text(block["text"])
 
-    bare = _bare(key)
+    bare = _bare(target, key)
     with _child.scratch() as directory:
         cwd, state, system, resume = (os.path.join(directory, n) for n in ("cwd", "state", "system", SESSION))
+        temporary = os.path.join(directory, "tmp")  # its shell leaves directories there
         os.mkdir(cwd)
-        for path, data in ((system, (request["system"] or "").encode()), (resume, made["history"])):
-            with open(path, "wb") as file:
-                file.write(data)
-        env = environment(target, key, state if key else "", not made["stdin"])
+        os.mkdir(temporary)
+        write(system, (request["system"] or "").encode())
+        write(resume, made["history"])
+        env = environment(target, key, state if key else "", not made["stdin"]) | {"TMPDIR": temporary}
         argv = arguments(target, bare, system, resume if made["history"] else "")
         secrets = [value for name, value in env.items() if name.endswith(SECRET) and value]
         try:
             ended = _child.run(
-                argv, stdin=made["stdin"], env=env, cwd=cwd, left=io.left, on_bytes=_child.by_line(on_line)
+                argv,
+                stdin=made["stdin"],
+                env=env,
+                cwd=target.get("cwd") or cwd,
+                left=io.left,
+                on_bytes=_child.by_line(on_line),
             )
         except CallFailed as failed:
             if events and events[-1]["type"] == "result":  # it had said all, and would not end
                 return reply(events, made, secrets)
-            failed.result = failed.result or _worth(partial(events, made))
+            failed.result = failed.result or worth(partial(events, made))
             raise
     if ended.status == 0:
         events = with_end(events)
@@ -355,36 +234,17 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
         return reply(events, made, secrets)
     said = _child.last_line(ended.tail, secrets)
     message = f"exit status {ended.status} without a result{': ' + said if said else ''}"
-    lost = _worth(partial(events, made))
+    lost = worth(partial(events, made))
     raise CallFailed("exit", message, billed="unknown" if events else "no", result=lost)
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """The event of a line, if it is one that says something here; the others are many."""
-    try:
-        event = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    kind = event.get("type") if isinstance(event, dict) else None
-    if kind == "assistant":
-        known = isinstance(event.get("message", {}).get("content"), list)
-    elif kind == "stream_event":
-        inner = event.get("event", {})
-        of_text = inner.get("delta", {}).get("type") == "text_delta"
-        wanted = of_text or inner.get("type") in ("message_start", "message_delta")
-        known = wanted and event.get("parent_tool_use_id") is None
-    else:
-        known = kind == "result"
-    return event if known else None
 
 
 def _endpoint(target: dict[str, Any]) -> str:
     return str(target.get("base_url") or os.environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com")
 
 
-def _bare(key: tuple[str, str] | None) -> bool:
-    """True with an API key: --bare reads no login, no keychain, no CLAUDE.md and no hooks."""
-    return key is not None and key[0] != "CLAUDE_CODE_OAUTH_TOKEN"
+def _bare(target: dict[str, Any], key: tuple[str, str] | None) -> bool:
+    """True with an API key: --bare reads no login, no keychain, no CLAUDE.md and no hooks. But it knows few tools."""
+    return key is not None and key[0] != "CLAUDE_CODE_OAUTH_TOKEN" and not target.get("allow")
 
 
 def _logged_in() -> bool:

@@ -17,14 +17,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import orjson
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _faults, _files, _turns
-from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, wrong_program
+from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, login_at, uuid_of, write, wrong_program
 
 STREAMS = True
 
@@ -37,15 +37,19 @@ NO_TEXT = "Continue."  # what stands for the text of a turn that has none; an em
 
 # A feature that a version does not know is ignored here; `--disable` of one would end the program.
 SETTINGS = (
-    "analytics.enabled=false", 'sandbox_mode="read-only"', 'approval_policy="never"', 'web_search="disabled"',
+    "analytics.enabled=false", 'approval_policy="never"', 'web_search="disabled"',
     'shell_environment_policy.inherit="core"', "include_environment_context=false",
     "include_permissions_instructions=false", "include_collaboration_mode_instructions=false",
     "skills.include_instructions=false", "skills.bundled.enabled=false", "project_doc_max_bytes=0",
     "agents.enabled=false", "tools.experimental_request_user_input.enabled=false",
     *(f"features.{name}=false" for name in (
-        "shell_tool", "unified_exec", "plugins", "goals", "view_image", "skill_search", "apps", "tool_suggest",
+        "plugins", "goals", "view_image", "skill_search", "apps", "tool_suggest",
         "sleep_tool", "image_generation", "unbounded_connection_retries")),
 )  # fmt: skip
+
+# With tools, a sandbox of the system holds them: "write" is for the directory and the temp directories.
+NO_TOOLS = ("features.shell_tool=false", "features.unified_exec=false")
+SANDBOX = {None: "read-only", "read": "read-only", "write": "workspace-write", "all": "danger-full-access"}
 
 
 # -- to the program ---------------------------------------------------------------------------------------------------
@@ -130,7 +134,9 @@ def session_id(request: dict[str, Any]) -> str:
 
 def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, system: str, schema: str) -> list[str]:
     """The command line. fork: the id of the rollout, or "". system, schema: files, schema may be ""."""
-    settings = [*SETTINGS, f"model_instructions_file={_toml(system)}"]
+    allow = target.get("allow")
+    settings = [*SETTINGS, *(() if allow else NO_TOOLS), f"sandbox_mode={_toml(SANDBOX[allow])}",
+                f"model_instructions_file={_toml(system)}"]  # fmt: skip
     if url := _base_url(target, key):
         # The built-in provider has its own retries, ignores OPENAI_BASE_URL and tries WebSockets first.
         provider = f'name="mllm",base_url={_toml(url)},wire_api="responses"'
@@ -149,10 +155,11 @@ def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, sy
 
 
 def environment(key: tuple[str, str] | None, home: str) -> dict[str, str]:
-    """The child's variables. home: the directory of its state."""
+    """The child's variables. home: the directory of its state. Its sandbox leaves files in the temp directory."""
     env = _child.allowed_env(("OPENAI_", "CODEX_"))
     ours = {name: value for name, value in env.items() if not name.startswith(NOT_OURS)}
-    return ours | {"HOME": home, "CODEX_HOME": home} | ({"OPENAI_API_KEY": key[1]} if key else {})
+    temporary = os.path.join(os.path.dirname(home), "tmp")
+    return ours | {"HOME": home, "CODEX_HOME": home, "TMPDIR": temporary} | ({"OPENAI_API_KEY": key[1]} if key else {})
 
 
 def _base_url(target: dict[str, Any], key: tuple[str, str] | None) -> str:
@@ -277,8 +284,9 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
-    """Runs codex in an empty directory of its own; see mllm_pipe.runtimes."""
+    """Runs codex in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
     made, key, model = session(target, request), key_for(target, KEYS), target.get("model")
+    io.lost(made["losses"])
     events: list[dict[str, Any]] = []
     said = False
 
@@ -296,9 +304,10 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
         cwd, home, system, schema = (os.path.join(directory, name) for name in ("cwd", "home", "system", "schema"))
         ident = session_id(request) if made["items"] else ""
         os.mkdir(cwd)
-        _write(system, (request["system"] or NO_SYSTEM).encode())
-        _write(schema, orjson.dumps(request["schema"]))
-        _write(os.path.join(home, "sessions/2026/01/01", f"rollout-2026-01-01T00-00-00-{ident}.jsonl"),
+        os.mkdir(os.path.join(directory, "tmp"))
+        write(system, (request["system"] or NO_SYSTEM).encode())
+        write(schema, orjson.dumps(request["schema"]))
+        write(os.path.join(home, "sessions/2026/01/01", f"rollout-2026-01-01T00-00-00-{ident}.jsonl"),
                rollout(made["items"], ident))  # fmt: skip
         argv = arguments(target, key, ident, system, schema if request["schema"] else "")
         env = environment(key, home)
@@ -309,7 +318,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                     argv,
                     stdin=made["stdin"].encode(),
                     env=env,
-                    cwd=cwd,
+                    cwd=target.get("cwd") or cwd,
                     left=io.left,
                     on_bytes=_child.by_line(on_line),
                 )
@@ -340,33 +349,14 @@ def _over(events: Sequence[dict[str, Any]]) -> bool:
 
 @contextmanager
 def _login_in(home: str, *, shared: bool) -> Iterator[None]:
-    """The user's login in a home of the call's own. A version that replaces the link by a file loses nothing."""
-    link, login = os.path.join(home, "auth.json"), os.path.realpath(_login())
-    if not shared:
+    """The user's login in a home of the call's own, if it is to be used."""
+    with login_at(os.path.join(home, "auth.json"), _login()) if shared else nullcontext():
         yield
-        return
-    os.symlink(login, link)
-    try:
-        yield
-    finally:
-        if not os.path.islink(link) and os.path.exists(link):
-            with open(link, "rb") as file:
-                data = file.read()
-            beside = f"{login}.{os.getpid()}"
-            with open(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-                file.write(data)
-            os.replace(beside, login)
 
 
 def _login() -> str:
     """The file of the user's login."""
     return os.path.join(os.environ.get("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
-
-
-def _write(path: str, data: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(data)
 
 
 def _cache() -> str:
