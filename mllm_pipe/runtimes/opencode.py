@@ -78,9 +78,9 @@ def session(target: Json, request: Json) -> Json:
 
 
 def _model(target: Json) -> tuple[str, str]:
-    provider, _, model = _endpoint.model(target).partition("/")
-    if not model:
-        raise Usage(f"{provider!r} names no provider: a model is PROVIDER/MODEL, such as anthropic/claude-haiku-4-5")
+    provider, _, model = (target.get("model") or "").partition("/")
+    if not provider or not model:
+        raise Usage(f"opencode: {provider or 'no model'}: say PROVIDER/MODEL, such as anthropic/claude-haiku-4-5")
     return provider, model
 
 

@@ -19,17 +19,18 @@ WIDTH, INNER, LAYERS, HEADS, CONTEXT = 64, 128, 2, 4, 8192
 CONTROL = ["<unk>", "<s>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 UNKNOWN, BEGIN, END = 0, 1, 2
 FIRST_BYTE = len(CONTROL)
-TOKENS = FIRST_BYTE + 256
+SPACE = FIRST_BYTE + 256  # as U+2581, which this kind of tokenizer takes a space for
+TOKENS = SPACE + 1
 
-# How often the model says what, before noise; the rest of the tokens share 1.
+# How often the model says what, before noise; all others share 1.
 FREQUENCIES = {
     "etaoinshrdlu": 4.0,
-    " ": 10.0,
-    "{": 6.0,  # begins a call where one is forced
-    '"': 6.0,  # ends a string
+    '"': 4.0,  # ends a string
     "}],0123456789": 0.5,
+    "{": 1.0,  # begins a call, where one is forced; where one is only allowed, it is a fault that the server gives up on
+    "é": 0.7,  # two tokens: characters come in halves, and halves alone
 }
-OFTEN_ENDS = 2.0
+SPACES, ENDS = 8.0, 3.0
 
 
 def wanted() -> Any:
@@ -38,7 +39,7 @@ def wanted() -> Any:
     for letters, each in FREQUENCIES.items():
         for letter in letters.encode():
             frequency[FIRST_BYTE + letter] = each
-    frequency[END] = OFTEN_ENDS
+    frequency[SPACE], frequency[END] = SPACES, ENDS
     frequency[[token for token in range(FIRST_BYTE) if token != END]] = 1e-6
     return np.log(frequency)
 
@@ -64,8 +65,9 @@ def main(path: str) -> None:
     writer.add_file_type(0)
 
     writer.add_tokenizer_model("llama")
-    writer.add_token_list([*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256))])
-    writer.add_token_types([TokenType.UNKNOWN, *[TokenType.CONTROL] * (FIRST_BYTE - 1), *[TokenType.BYTE] * 256])
+    types = [TokenType.UNKNOWN, *[TokenType.CONTROL] * (FIRST_BYTE - 1), *[TokenType.BYTE] * 256, TokenType.NORMAL]
+    writer.add_token_list([*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"])
+    writer.add_token_types(types)
     writer.add_token_scores([-float(token) for token in range(TOKENS)])
     writer.add_unk_token_id(UNKNOWN)
     writer.add_bos_token_id(BEGIN)
