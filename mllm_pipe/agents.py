@@ -148,6 +148,18 @@ def read_configuration() -> dict[str, Any]:
     return _read(os.path.join(places.configuration(), "mllm.toml"), must=False)
 
 
+def configured_budget() -> tuple[str, dict[str, Any]]:
+    """(the file, its [budget]); nothing is read where there is no file. Usage if it is no table."""
+    user = os.path.join(places.configuration(), "mllm.toml")
+    if not (os.environ.get("MLLM_CONFIG") or os.path.exists(user)):
+        return user, {}
+    configuration = read_configuration()
+    budget = configuration.get("budget", {})
+    if not isinstance(budget, dict):
+        raise Usage(f"{configuration['file']}: budget is no table; say [budget]")
+    return configuration["file"], budget
+
+
 def project_file() -> str | None:
     """The mllm.toml found by walking up from the current directory to the root of its repository."""
     folder = os.getcwd()

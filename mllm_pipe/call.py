@@ -7,17 +7,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from random import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Any
 
 from mllm_pipe import journal
-from mllm_pipe.agents import find
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import CallFailed, Failure, Stopped, WriteFailed
+from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFailed
+from mllm_pipe.gate import FAULTS, LeftAlone
+from mllm_pipe.patience import Patience
+from mllm_pipe.recall import answer_of, kept_result
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import traceparent, watch_reader
+from mllm_pipe.terminal import note
 
 Result = dict[str, Any]
 
@@ -64,37 +67,6 @@ class Io:
         return left
 
 
-class Patience:
-    """How often a target is asked again, and who is asked when it cannot answer."""
-
-    def __init__(
-        self, max_retries: int = 0, retry_after_cap_s: float = 60.0, fallbacks: Sequence[dict[str, Any]] = ()
-    ) -> None:
-        self.max_retries, self.retry_after_cap_s, self.fallbacks = max_retries, retry_after_cap_s, fallbacks
-
-    def wait_s(self, tries: int, failure: CallFailed) -> float | None:
-        """Seconds to wait after so many tries, None to give up. Only what was surely not paid for is asked again.
-
-        What the other side asks for counts, up to the cap, beyond which it is left alone; else full jitter over
-        0.5 s doubled with each try, at most 8 s.
-        """
-        if tries > self.max_retries or not failure.retryable:
-            return None
-        asked = failure.retry_after_s
-        if asked is not None:
-            return asked if asked <= self.retry_after_cap_s else None
-        return random() * min(8.0, 0.5 * 2.0**tries)
-
-
-def patience_of(flags: dict[str, Any]) -> Patience:
-    """Takes what is about retries and fallbacks out of a command's flags. Usage if a fallback is unknown."""
-    limits = {"first_byte_s": flags["first_byte_s"]}
-    fallbacks = [find(spec, **limits)[0] for spec in flags.pop("fallbacks")]
-    for target in fallbacks:
-        load(target["kind"])
-    return Patience(flags.pop("max_retries"), flags.pop("retry_after_cap_s"), fallbacks)
-
-
 # Another target would not do better, or must not: content policy is nobody's to get around.
 NO_FALLBACK = ("losses", "refusal", "filter", "length")
 
@@ -130,23 +102,39 @@ def ask(
     `make` turns a result, whole or partial, into the records to keep; they go into the journal with the span before
     anything else happens. WriteFailed, and nothing is sent, if the journal cannot be written.
     """
-    patience = patience or Patience()
+    patience, run = patience or Patience(), about["parent_run_id"]
+    key = journal.key_of(target, request, run)
+    if patience.memory and (known := _recalled(patience, key, target, about, make)):
+        return known
     run_id, attempts = new_id(), list[Record]()
     began, started_at = time.monotonic(), timestamp()
+    last, result, failure = target, None, None
     for candidate in (target, *patience.fallbacks):
-        io = Io(timeout_s, on_text, about["parent_run_id"], strict)
-        key, result, failure = _tried(candidate, request, about, io, run_id, patience, attempts)
-        if failure is None or failure.code in NO_FALLBACK:
+        if failure and not _worth_asking(candidate, last, failure):
+            continue
+        if candidate is not target:
+            key = journal.key_of(candidate, request, run)
+        io, last = Io(timeout_s, on_text, run, strict), candidate
+        alone = candidate is (patience.fallbacks[-1] if patience.fallbacks else target)
+        try:
+            result, failure = _tried(candidate, request, about, io, (run_id, key), patience, attempts, alone)
+        except OverBudget:
+            if not attempts:
+                raise
+            break  # what the first one said is why the thread fails
+        if failure is None:
             break
     with _settled():
-        result = _priced(candidate, request, result, failure, io.started_at)
-        span = span_of(candidate, about, io, run_id, result or {}, failure)
+        _live.pop(run_id, None)
+        result = _priced(last, request, result, failure, io.started_at)
+        span = span_of(last, about, io, run_id, result or {}, failure)
         span |= {"started_at": started_at, "duration_ms": _ms(time.monotonic() - began), "attempts": attempts}
         made = make(result, span) if result and result["parts"] else []
         span["output_ids"] = [record["id"] for record in made]
         call = Call(span, result, failure, made)
         try:
-            journal.conclude(run_id, key, span["status"], [span, *made])
+            kept = kept_result(result, made) if result and not failure else None
+            journal.conclude(run_id, key, span["status"], [span, *made], kept)
             _kept.append(run_id)
         except WriteFailed as lost:
             call.unkept = str(lost)
@@ -158,43 +146,137 @@ def _tried(
     request: dict[str, Any],
     about: dict[str, Any],
     io: Io,
-    run_id: str,
+    ids: tuple[str, str],
     patience: Patience,
     attempts: list[Record],
-) -> tuple[str, Result | None, CallFailed | None]:
-    """Ask one target, again after a wait while it is sure that nothing was paid for; each attempt is noted."""
-    key, runtime = journal.key_of(target, request), load(target["kind"])
+    alone: bool,
+) -> tuple[Result | None, CallFailed | None]:
+    """Ask one target, again after a wait while it is sure that nothing was paid for; each attempt is noted.
+
+    ids: of the call, and its key. alone: there is no other to ask, so the way to this one is waited for.
+    """
+    runtime, gate = load(target["kind"]), patience.gates.of(target)
     name = {"runtime": target["runtime"], "model": target.get("model")}
+    worst = patience.budget.reserve(target, request) if patience.budget else None
     wait = 0.0
-    for number in range(1, patience.max_retries + 2):
-        journal.intend(run_id, key, about | name)
-        began = time.monotonic()
-        io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
-        attempt: Record = name | {"status": "ok"} | ({"wait_ms": _ms(wait)} if wait else {})
-        attempts.append(attempt)
-        try:
-            io.lost(io.ignored)
-            return key, runtime.call(target, request, io), None
-        except CallFailed as failure:
-            unsure = failure.billed == "unknown"
-            attempt |= {"status": "unknown" if unsure else "error", "code": failure.code}
-            next_wait = patience.wait_s(number, failure)
-            if next_wait is None or next_wait >= io.left_or_none():
-                if number > 1:
-                    failure.args = (f"{failure}, gave up after {number} tries",)
-                return key, failure.result, failure
-        except Failure:
-            journal.conclude(run_id, key, "error", [])  # refused on our side: nothing was sent
-            raise
-        except Stopped:
-            attempt |= {"status": "unknown", "code": "stopped"}
-            _keep_pieces(target, about, io, run_id, key, attempts)
-            raise
-        finally:
-            attempt["duration_ms"] = _ms(time.monotonic() - began)
-        wait = next_wait
-        time.sleep(wait)
-    raise AssertionError("the last try returns")
+    result: Result | None = None
+    failure: CallFailed | None = None
+    try:
+        for number in count(1):
+            waiting = time.monotonic()
+            try:
+                entered = gate.enter(alone)
+            except LeftAlone as sick:
+                why = f"left alone after {FAULTS} failures in a row, the last: {sick}"
+                failure = failure or CallFailed(sick.code, why, billed="no")
+                attempts.append(name | {"status": "error", "code": failure.code, "duration_ms": 0})
+                return None, failure
+            io.started += time.monotonic() - waiting  # the deadline is for the call
+            _intend(ids, about | name, patience, worst, io)
+            _live[ids[0]] = target, about, io, ids[1], attempts
+            began = time.monotonic()
+            io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
+            attempt: Record = name | {"status": "ok"} | ({"wait_ms": _ms(wait)} if wait else {})
+            attempts.append(attempt)
+            result, failure, code = None, None, "stopped"
+            try:
+                io.lost(io.ignored)
+                result, code = runtime.call(target, request, io), ""
+                return result, None
+            except CallFailed as failed:
+                unsure = failed.billed == "unknown"
+                code = failed.code
+                attempt |= {"status": "unknown" if unsure else "error", "code": code}
+                result, failure = failed.result, failed
+                next_wait = patience.wait_s(number, failed)
+                if next_wait is None or next_wait >= io.left_or_none():
+                    if number > 1:
+                        failed.args = (f"{failed}, gave up after {number} tries",)
+                    return result, failed
+                if unsure:
+                    where = f"thread {about['thread']}: {target['runtime']}"
+                    note(f"{where}: {failed}; asked again, though it may be billed twice")
+            except Failure:
+                journal.conclude(*ids, "error", [])  # refused on our side: nothing was sent
+                _live.pop(ids[0], None)
+                raise
+            except Stopped:
+                attempt |= {"status": "unknown", "code": "stopped"}
+                raise  # what had come is written down by `abandon`
+            finally:
+                attempt["duration_ms"] = _ms(time.monotonic() - began)
+                gate.leave(entered, code, str(failure or ""))
+            wait = next_wait
+            time.sleep(wait)
+        raise AssertionError("the last try returns")
+    finally:
+        if patience.budget and worst:
+            said = _priced(target, request, result, failure, io.started_at) or {}
+            unpaid = all(attempt["status"] == "error" for attempt in attempts)
+            patience.budget.settle(worst, said.get("cost_usd"), said.get("usage"), unpaid)
+
+
+def _intend(ids: tuple[str, str], about: Record, patience: Patience, worst: Any, io: Io) -> None:
+    """Write that the call is about to be sent, as soon as budgets that others share allow it."""
+    if not worst:
+        journal.intend(*ids, about)
+        return
+    from mllm_pipe import budget
+
+    assert patience.budget
+    until = time.time() + io.left_or_none()
+    admit = patience.budget.admit(about["parent_run_id"], worst, until)
+    while not journal.intend(*ids, about | {"worst": budget.entry_of(worst, until)}, admit):
+        budget.tell_waiting()
+        time.sleep(budget.LOOK_AGAIN_S)
+
+
+def _recalled(
+    patience: Patience,
+    key: str,
+    target: dict[str, Any],
+    about: dict[str, Any],
+    make: Callable[[Result, Record], list[Record]],
+) -> Call | None:
+    """The call as it went before, by the journal; None if it is new, or to be asked again."""
+    assert patience.memory
+    found = patience.memory.find(key)
+    if isinstance(found, str):
+        if patience.retry_unknown:
+            return None
+        why = "this run asked before and never heard the answer, which may be billed; --retry-unknown asks again"
+        failure = CallFailed("unheard", why)
+        io = Io(0.0, None, about["parent_run_id"])
+        return Call(span_of(target, about, io, new_id(), {}, failure), None, failure, [])
+    result = answer_of(found) if found else None
+    if not found or not result:
+        return None
+    span, *made = found["records"]
+    if patience.memory.run is None:
+        if result["finish"] in ("length", "filter", "refusal"):
+            return None
+        io = Io(0.0, None, about["parent_run_id"])
+        result |= {"usage": None, "cost_usd": 0.0, "cost_source": "cache"}
+        before = {"model": span["model"], "cached_run_id": span["id"]}
+        span, made = span_of(target, about, io, new_id(), result, None) | before, []
+    elif span["thread"] != about["thread"] or span["input_id"] != about["input_id"]:
+        span, made = span | about, []  # the same question, asked from another place
+    if not made:
+        made = make(result, span)
+        span["output_ids"] = [record["id"] for record in made]
+    if patience.memory.run is None:
+        journal.conclude(span["id"], key, "taken", [span])
+    return Call(span, result, None, made)
+
+
+def _worth_asking(candidate: dict[str, Any], last: dict[str, Any], failure: CallFailed) -> bool:
+    """True if a fallback may do what the last one could not; of what was too large, if its window may be larger."""
+    if failure.code != "too_large":
+        return failure.code not in NO_FALLBACK
+    from mllm_pipe import models
+
+    room, had = (models.window(models.find(one["runtime"], one["model"])) for one in (candidate, last))
+    return not room or not had or room > had
 
 
 def _priced(
@@ -224,19 +306,6 @@ def ignored(target: dict[str, Any], request: dict[str, Any], takes_options: bool
     names = [f"option {name}" for name in request.get("options", {})]
     names += [f"tool {tool['name']}" for tool in request.get("tools", [])]
     return [{"what": name, "action": "dropped", "why": f"{target['runtime']} takes none"} for name in names]
-
-
-def _keep_pieces(
-    target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, key: str, attempts: list[Record]
-) -> None:
-    """What had come of an answer when a signal ended us: it may have to be paid for."""
-    with _settled():
-        stopped = CallFailed("cut", "a signal ended the command")
-        span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
-        error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
-        error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
-        heard = "".join(io.pieces).encode(errors="replace").decode()
-        journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
 
 
 def span_of(
@@ -272,19 +341,36 @@ def where_answers_are() -> str:
 _kept: list[str] = []  # run ids of this process that the journal has
 
 
+def abandon() -> None:
+    """The process is about to end. What had come of the answers in flight may have to be paid for: it is written down
+    as unknown, and their programs are ended. An answer that has just come is written down first."""
+    _settling.acquire(timeout=10)  # for good: nobody settles anything after this
+    for run_id, (target, about, io, key, attempts) in list(_live.items()):
+        stopped = CallFailed("cut", "the command was ended")
+        span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
+        error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
+        error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
+        heard = "".join(io.pieces).encode(errors="replace").decode()
+        with suppress(WriteFailed):
+            journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
+    _live.clear()
+    child = sys.modules.get("mllm_pipe.runtimes._child")
+    if child:
+        child.kill_all()
+
+
 def stop_when_reader_leaves() -> None:
     """From now on, a reader of stdout that leaves ends us at once: children killed, requests in flight cancelled."""
 
     def stop() -> None:
-        _settling.acquire(timeout=10)  # an answer that has come is in the journal before we go
-        child = sys.modules.get("mllm_pipe.runtimes._child")
-        if child:
-            child.kill_all()
+        abandon()
         os._exit(128 + signal.SIGPIPE)
 
     watch_reader(stop)
 
 
+# calls that were sent and are not settled, by id: target, about, io, key, attempts
+_live: dict[str, tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]] = {}
 _settling = threading.Lock()
 
 

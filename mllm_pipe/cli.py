@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -56,12 +57,13 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         say(f"{wrong.format_message().rstrip('.')}; see {name} --help")
         leave(USAGE)
     except Failure as failure:
-        call = sys.modules.get("mllm_pipe.call")
+        call = _let_go()
         say(f"{failure}{call.where_answers_are() if call and failure.status == WRITE_FAILED else ''}")
         leave(failure.status)
     except click.Abort:
         die_by(signal.SIGINT)
     except Stopped as stopped:
+        _let_go()
         die_by(stopped.signum)
     except OSError as error:  # from click, which prints help and completion itself
         if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF):
@@ -71,6 +73,14 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         say(f"stdout cannot be written: {error.strerror}")
         leave(WRITE_FAILED)
     raise AssertionError("unreachable")
+
+
+def _let_go() -> Any:
+    """The module of calls, if one was made: what is in flight is written down and ended."""
+    call = sys.modules.get("mllm_pipe.call")
+    if call:
+        call.abandon()
+    return call
 
 
 def leave(status: int) -> NoReturn:
@@ -110,6 +120,25 @@ def _seconds(_: click.Context, __: click.Parameter, value: float) -> float:
     return value
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """90s, 15m, 12h or 7d in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text or "", re.ASCII)
+    if text and not found:
+        raise Usage(f"{parameter.opts[0]} {text}: no duration; say 90s, 15m, 12h or 7d")
+    return float(found[1]) * _UNITS[found[2]] if found else None
+
+
+def _rate(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """10/s or 500/m in calls a second."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)/([smh])", text or "", re.ASCII)
+    if text and (not found or not float(found[1])):
+        raise Usage(f"{parameter.opts[0]} {text}: no rate; say 10/s, 500/m or 1000/h")
+    return float(found[1]) / _UNITS[found[2]] if found else None
+
+
 def _hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
     if quiet:
         be_quiet()
@@ -142,6 +171,18 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
         click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True),
                      metavar="SECONDS", help="Limit until an API begins to answer."),
+        click.option("--retry-unknown", is_flag=True,
+                     help="Ask again also what may have been billed: silent and cut answers."),
+        click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time."),
+        click.option("--resume", metavar="RUN",
+                     help="Take what RUN has an answer for from the journal; ask for the rest."),
+        click.option("--cache", is_flag=True, help="Take what any run has a whole answer for from the journal."),
+        click.option("--cache-ttl", callback=_duration, metavar="TIME",
+                     help="The same for answers no older than this: 90s, 15m, 12h, 7d."),
+        click.option("--max-cost", type=click.FloatRange(0), metavar="USD",
+                     help="Send nothing that could take the command beyond this."),
+        click.option("--max-tokens-total", type=click.IntRange(0), metavar="N",
+                     help="The same in tokens, of prompts and answers."),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0,
                      envvar="MLLM_TIMEOUT", callback=_seconds, metavar="SECONDS",
                      help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),

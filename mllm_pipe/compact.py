@@ -41,7 +41,8 @@ def fitted(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome, made: list[
         author = {"runtime": summarizer["runtime"], "model": span["model"], "provider": result.get("provider")}
         return [window.summary_record(thread, covered, result["parts"], author)]
 
-    call = ask(summarizer, window.question(covered), span_about, timeout_s=wish.timeout_s, make=make)
+    call = ask(summarizer, window.question(covered), span_about, timeout_s=wish.timeout_s, make=make,
+               patience=wish.patience.alone())  # fmt: skip
     made.append(call.span)
     tell_unkept(call, thread, outcome)
     if call.failure:

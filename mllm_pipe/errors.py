@@ -6,6 +6,7 @@
     ├── Missing             66   no such thread, file or session
     ├── WriteFailed         74   what was to be written was not
     ├── InputCut            3    the stream ended without its end record
+    ├── OverBudget          4    what is left of a budget may not be enough for the call
     └── CallFailed          a runtime gave no whole answer; `code` says why, STATUS_OF_CODE with which status
     Stopped(BaseException)  a signal asked us to end; never caught on the way up but to clean
 """
@@ -34,6 +35,7 @@ STATUS_OF_CODE = {
     "cut": FAILED,  # the answer began and did not end
     "malformed": FAILED,  # an answer that is none: HTML, an error under 200, broken events
     "empty": FAILED,
+    "unheard": FAILED,  # --resume: asked before, and what came of it is unknown
     "exit": FAILED,  # the program ended with a failure of its own
     "length": CUT_OFF,  # stopped at the token limit
     "filter": CUT_OFF,
@@ -70,6 +72,10 @@ class WriteFailed(Failure):
 
 class InputCut(Failure):
     code = "input_cut"
+
+
+class OverBudget(Failure):
+    status, code = BUDGET, "budget"
 
 
 class CallFailed(Failure):

@@ -4,11 +4,18 @@ $XDG_STATE_HOME/mllm-pipe/journal.jsonl, mode 0600. MLLM_JOURNAL=off keeps none,
 
     {"v": 1, "type": "intent", "id": run_id, "key": ..., "at": ..., "parent_run_id", "thread", "op", "runtime", "model"}
     {"v": 1, "type": "outcome", "id": run_id, "key": ..., "at": ..., "status", "records": [...]}
+
+Each try of a call has an intent, with the same id, and all of them one outcome: its status is ok, error (surely not
+paid for), unknown, or taken (from an earlier run, nothing was sent). An intent may say the `worst` that the call can
+cost (mllm_pipe.budget). Where no record of an outcome is a message, `result` is what was answered.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import orjson
@@ -20,6 +27,11 @@ from mllm_pipe.lines import digest
 from mllm_pipe.storage import Appender
 
 _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "max_tokens")
+
+
+# How each line begins: for those who look through many without parsing the answers in them.
+HEAD = re.compile(rb'\{"v":1,"type":"(intent|outcome)","id":"([^"\\]+)","key":"([^"\\]+)","at":"([^"\\]+)"'
+                  rb'(?:,"status":"([a-z]+)")?')  # fmt: skip
 
 
 def path() -> str:
@@ -35,36 +47,56 @@ def mode() -> str:
     return value
 
 
-def key_of(target: dict[str, Any], request: dict[str, Any]) -> str:
-    """The digest by which equal requests are known: target, model, options, system and view; no ids, no times."""
+def key_of(target: dict[str, Any], request: dict[str, Any], run: str) -> str:
+    """The key by which equal requests are known: a digest of target, model, options, system and view; no ids, no times.
+
+    The second equal request of a run, and each further one, has its number after it: it wants an answer of its own.
+    """
     asked = {
         "target": {name: target.get(name) for name in _OPTIONS_OF_TARGET},
         "request": {name: value for name, value in request.items() if name != "turns"},
         "turns": [{"role": turn["role"], "parts": turn["parts"]} for turn in request["turns"]],
     }
-    return digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
+    key = digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
+    with _counting:
+        number = _asked[run, key] = _asked.get((run, key), -1) + 1
+    return f"{key}#{number}" if number else key
 
 
-def intend(run_id: str, key: str, about: Record) -> None:
-    """Write that a call is about to be sent. WriteFailed: then it must not be sent."""
-    _write({"v": 1, "type": "intent", "id": run_id, "key": key, "at": timestamp()} | about)
+_asked: dict[tuple[str, str], int] = {}  # how often this process has asked
+_counting = Lock()
 
 
-def conclude(run_id: str, key: str, status: str, records: list[Record]) -> None:
-    """Write how it ended (ok, error or unknown) and the records that it made. WriteFailed if that cannot be."""
+def intend(run_id: str, key: str, about: Record, admit: Callable[[Appender], bool] | None = None) -> bool:
+    """Write that a call is about to be sent. WriteFailed: then it must not be sent.
+
+    admit: asked under the lock of the journal, before anything is written; False if it says no.
+    """
+    return _write({"v": 1, "type": "intent", "id": run_id, "key": key, "at": timestamp()} | about, admit)
+
+
+def conclude(run_id: str, key: str, status: str, records: list[Record], result: dict[str, Any] | None = None) -> None:
+    """Write how it ended, the records that it made, and what was answered where these do not say it.
+
+    WriteFailed if that cannot be.
+    """
+    kept = {"result": result} if result and mode() == "full" else {}
     if mode() == "spans":
         records = [record for record in records if record["type"] == "span"]
     outcome = {"v": 1, "type": "outcome", "id": run_id, "key": key, "at": timestamp()}
-    _write(outcome | {"status": status, "records": records})
+    _write(outcome | {"status": status, "records": records} | kept)
 
 
-def _write(entry: Record) -> None:
+def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bool:
     if mode() == "off":
-        return
+        return True
     appender = Appender(path(), make_folder=True)
     try:
         with appender:
+            if admit and not admit(appender):
+                return False
             appender.append(line_of(entry))
+            return True
     except WriteFailed as failure:
         raise WriteFailed(f"the journal cannot be written: {failure}; MLLM_JOURNAL=off goes without") from None
     finally:

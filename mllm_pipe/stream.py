@@ -74,6 +74,15 @@ class Thread:
         elif first != line and record.get("code") != "bad_line":
             self.conflicts.append(record["id"])
 
+    def with_more(self, made: list[Record]) -> Thread:
+        """A copy that has further records, made here; this one stays as it is."""
+        copy = Thread(self.id)
+        copy.lines, copy.records, copy.raws = list(self.lines), list(self.records), dict(self.raws)
+        copy.run, copy.status, copy.handed, copy.fault = self.run, self.status, self.handed, self.fault
+        for record in made:
+            copy.add(record, line_of(record)[:-1])
+        return copy
+
 
 class Source:
     """A stream on a descriptor, read as threads. Bad lines go to `pass_on` as error records, at once."""
@@ -234,6 +243,7 @@ class Sink:
         self.baton = records and kind_of(1) == "pipe"
         self.begun = False
         self.handed = 0
+        self.one = threading.RLock()  # bad lines are passed on while threads go out
 
     def thread(self, thread: Thread, made: list[Record], status: str) -> None:
         """Write a thread and what was made, and hand it over with this status."""
@@ -255,11 +265,12 @@ class Sink:
         """Write lines, at once and whole."""
         if not self.records or not lines:
             return
-        if self.baton and not self.begun:
-            lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1], *lines]
-        self.begun = True
-        data = b"\n".join(lines) + b"\n"
-        write(safe(data.decode("utf-8", "replace")).encode() if kind_of(1) == "terminal" else data)
+        with self.one:
+            if self.baton and not self.begun:
+                lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1], *lines]
+            self.begun = True
+            data = b"\n".join(lines) + b"\n"
+            write(safe(data.decode("utf-8", "replace")).encode() if kind_of(1) == "terminal" else data)
 
     def end(self, source: Source | None, outcome: Outcome) -> None:
         """Write the end record, unless the input itself was cut: then the next command shall see it too."""
@@ -315,6 +326,14 @@ class Live:
             write(b"\n", self.descriptor)
         self.last = ""
         return shown and self.descriptor == 1
+
+
+def read_share() -> float | None:
+    """How much of stdin has been read, 0 to 1; None if it is no file, and so of no known length."""
+    if kind_of(0) != "file":
+        return None
+    size = os.fstat(0).st_size
+    return os.lseek(0, 0, os.SEEK_CUR) / size if size else None
 
 
 def traceparent() -> str:

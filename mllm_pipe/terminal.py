@@ -20,8 +20,18 @@ def safe(text: str) -> str:
 def say(text: str) -> None:
     """One line for the person, on stderr: `command: object: reason`. A stderr that takes nothing is no failure."""
     line = f"{program()}: {safe(text)}".replace("\n", " ")
+    _to_stderr(f"{_WIPE if _status else ''}{line}\n{''.join(_status)}")
+
+
+def show_status(text: str) -> None:
+    """A line that stays the last one on the terminal of stderr and is replaced by the next; "" takes it away."""
+    _status[:] = [f"{program()}: {safe(text)}"[: os.get_terminal_size(2).columns - 1]] if text else []
+    _to_stderr(_WIPE + "".join(_status))
+
+
+def _to_stderr(text: str) -> None:
     try:
-        os.write(2, line.encode("utf-8", "replace") + b"\n")
+        os.write(2, text.encode("utf-8", "replace"))
     except OSError:
         pass
 
@@ -47,6 +57,8 @@ def call_me(name: str) -> None:
     _program[0] = name
 
 
+_WIPE = "\r\x1b[K"  # to the beginning of the line, and erase it
+_status: list[str] = []  # what stays the last line
 _program = ["mllm"]  # both set once, at the start
 _quiet: list[bool] = []
 

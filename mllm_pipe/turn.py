@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mllm_pipe.call import Call, Patience, ask
+from mllm_pipe.call import Call, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CUT_OFF, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
+from mllm_pipe.patience import Patience
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note, program, say
 from mllm_pipe.thread import (
@@ -54,6 +55,7 @@ class Wish:
         """target, agent: of mllm_pipe.agents. The agent is {"name", "system", "instruction"}."""
         self.target, self.agent, self.timeout_s = target, agent, timeout_s
         self.prompt: str | list[dict[str, Any]] | None = None
+        self.pick: str | None = None  # of several answers, the one to go on from: its agent, runtime or id
         self.skip_answered = self.strict = False
         self.last: int | None = None  # this many messages, at most
         self.window: int | None = None  # tokens, where the user knows better than the table
@@ -90,8 +92,7 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
             raise cut_short(messages[-1])
         return None
     if messages and len(rival := rivals(records, messages[-1])) > 1:
-        names = ", ".join(f"{speaker(answer)} {answer['id']}" for answer in rival)
-        raise Usage(f"{len(rival)} answers and none preferred ({names}); fork at one: thread-append FILE --at ID TEXT")
+        messages = branch(records, _picked(rival, wish.pick)["id"])
     for ident in left_out(records, messages):
         note(f"thread {thread.id}: message {ident} is on another branch and stays unanswered")
     made: list[Record] = []
@@ -109,6 +110,22 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
         made.append(_user_message(thread.id, agent["instruction"], messages))
     messages = condensed(messages, records) + [record for record in made if record["type"] == "message"]
     return Turn(messages, made, request_of(messages, wish, tools))
+
+
+def _picked(rival: list[Record], name: str | None) -> Record:
+    """The one of several answers to go on from. Usage if it is not named, or the name is of none or of several."""
+    authors = [answer.get("author", {}) for answer in rival]
+    named = [answer for answer, author in zip(rival, authors, strict=True)
+             if name in (answer["id"], speaker(answer), author.get("runtime"), author.get("model"),
+                         f"{author.get('runtime')}:{author.get('model')}")]  # fmt: skip
+    if len(named) == 1:
+        return named[0]
+    names = ", ".join(f"{author.get('runtime') or speaker(answer)} {answer['id']}"
+                      for answer, author in zip(rival, authors, strict=True))  # fmt: skip
+    if name:
+        raise Usage(f"--pick {name}: {len(named) or 'none'} of the {len(rival)} answers is of that name ({names})")
+    raise Usage(f"{len(rival)} answers and none preferred ({names}); go on from one: --pick NAME, or judge --pairwise, "
+                "or thread-append FILE --at ID TEXT")  # fmt: skip
 
 
 def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_two_answers_of_one_run_and_none_preferred_are_refused(sh, work, home):
     ran = sh("dispatch --to echo more < t")
     assert ran.status == 2 and calls(home) == 0
     assert ran.err == ("dispatch: thread t: 2 answers and none preferred (assistant a, assistant b); "
-                       "fork at one: thread-append FILE --at ID TEXT\n")  # fmt: skip
+                       "go on from one: --pick NAME, or judge --pairwise, or thread-append FILE --at ID TEXT\n")  # fmt: skip
     verdict = {"v": 1, "type": "verdict", "thread": "t", "id": "v", "about": ["a", "b"], "pass": True, "preferred": "a"}
     (work / "t").write_bytes((work / "t").read_bytes() + orjson.dumps(verdict) + b"\n")
     assert sh("dispatch --to exec:cat --text more < t").out.count("\na\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,21 +10,29 @@ import click
 
 from mllm_pipe import cli
 from mllm_pipe.agents import find, slot, usable_here
-from mllm_pipe.call import Io, patience_of, stop_when_reader_leaves
-from mllm_pipe.compact import fitted
-from mllm_pipe.envelope import Record, line_of, new_id
-from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
+from mllm_pipe.answering import Answered, answer, preview, told
+from mllm_pipe.call import Io, stop_when_reader_leaves
+from mllm_pipe.envelope import new_id
+from mllm_pipe.errors import FAILED, CallFailed, Outcome, Usage
+from mllm_pipe.patience import patience_of
+from mllm_pipe.pool import in_flight, several
+from mllm_pipe.progress import Progress
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
-from mllm_pipe.thread import UNNAMED, text_of
-from mllm_pipe.turn import NEXT_STEP, Wish, complaint, open_turn, take
+from mllm_pipe.thread import UNNAMED
+from mllm_pipe.turn import NEXT_STEP, Wish
 
 
 @click.command("dispatch", context_settings={"max_content_width": 100})
 @click.argument("prompt", required=False)
-@click.option("--to", "spec", envvar="MLLM_TO", metavar="SPEC",
-              help="Who is asked: RUNTIME[:MODEL], exec:COMMAND, replay:FILE, or an agent; $MLLM_TO.")
+@click.option("--to", "specs", multiple=True, metavar="SPEC",
+              help="Who is asked: RUNTIME[:MODEL], exec:COMMAND, replay:FILE, or an agent; $MLLM_TO. "
+                   "Several are asked at once.")
+@click.option("--pick", metavar="NAME", help="Of the answers of several, go on from the one of this agent or runtime.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
+              help="Threads in flight (default 1).")
+@click.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is answered.")
 @click.option("-s", "--system", metavar="TEXT", help="System text of this call.")
 @click.option("--as", "name", metavar="NAME", help="The agent that speaks; others' answers are quoted to it.")
 @click.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE|URL",
@@ -46,87 +55,104 @@ from mllm_pipe.turn import NEXT_STEP, Wish, complaint, open_turn, take
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, keys masked; send nothing.")
 @cli.runtime_options
 @cli.stream_options
-def command(prompt: str | None, spec: str | None, system: str | None, name: str | None, files: tuple[str, ...],
-            options: tuple[tuple[str, str], ...], schema: str | None, tools: tuple[str, ...], run_tools: str | None,
-            max_turns: int, last: int | None, window: int | None, strict: bool, new: bool, skip_answered: bool,
-            text: bool, form: str | None, dry_run: bool, grouped: bool, max_line: int, quiet: bool, timeout: float,
-            **flags: Any) -> int:  # fmt: skip
+def command(prompt: str | None, specs: tuple[str, ...], pick: str | None, jobs: int, unordered: bool,
+            system: str | None, name: str | None, files: tuple[str, ...], options: tuple[tuple[str, str], ...],
+            schema: str | None, tools: tuple[str, ...], run_tools: str | None, max_turns: int, last: int | None,
+            window: int | None, strict: bool, new: bool, skip_answered: bool, text: bool, form: str | None,
+            dry_run: bool, grouped: bool, max_line: int, quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
     """Ask a runtime for the next turn of each thread on stdin.
 
     PROMPT is appended first, as a user message. Each thread goes on whole, with its answer and a span.
     """
     if prompt is not None and not prompt.strip():
         raise Usage("PROMPT is empty; an empty message is never sent")
-    if not spec:
+    specs = specs or tuple(filter(None, [os.environ.get("MLLM_TO")]))
+    if not specs:
         raise Usage(f"no --to, and nobody is asked by default; usable here: {', '.join(usable_here())}")
-    patience = patience_of(flags)
-    target, agent = find(spec, **flags)
-    runtime = load(target["kind"])
-    agent["name"] = name or agent["name"] or UNNAMED
-    agent["system"] = "\n\n".join(filter(None, [agent["system"], system])) or None
+    if len(specs) > 1 and (lone := next((flag for flag in _OF_ONE if flags[flag]), None)):
+        raise Usage(f"--{lone.replace('_', '-')} is for one --to alone; with several say --to RUNTIME:MODEL each")
+    patience = patience_of(flags, jobs)
     as_text = text or form == "text" or (form is None and kind_of(1) == "terminal")
-    outcome, sink, live = Outcome(), Sink(records=not as_text and not dry_run), Live(as_text, quiet or dry_run)
+    alone = jobs == 1 and len(specs) == 1
+    live = Live(as_text, quiet or dry_run) if alone else None
+    content = _prompt(prompt, files)
+
+    def wish_of(spec: str) -> Wish:
+        target, agent = find(spec, **flags)
+        load(target["kind"])
+        agent["name"] = name or agent["name"] or UNNAMED
+        agent["system"] = "\n\n".join(filter(None, [agent["system"], system])) or None
+        wish = Wish(target, agent, timeout)
+        wish.prompt, wish.pick, wish.patience = content, pick, patience
+        wish.skip_answered, wish.strict, wish.last, wish.max_turns = skip_answered, strict, last, max_turns
+        wish.window, wish.summarizer = window, slot(agent, target, "summarizer")
+        wish.on_text = live.text if live else None
+        return wish
+
+    wishes = [wish_of(spec) for spec in specs]
+    _same_for_all(wishes, schema, tools, options, _tool_runner(run_tools, timeout) if run_tools else None)
+    outcome, sink = Outcome(), Sink(records=not as_text and not dry_run)
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line)
-    wish = Wish(target, agent, timeout)
-    wish.prompt = _prompt(prompt, files)
-    wish.skip_answered, wish.strict, wish.last, wish.max_turns = skip_answered, strict, last, max_turns
-    wish.on_text, wish.patience = live.text, patience
-    wish.window, wish.summarizer = window, slot(agent, target, "summarizer")
-    if schema:
-        from mllm_pipe.structured import schema_of
-
-        wish.schema = schema_of(schema)
-    if tools:
-        from mllm_pipe.tools import read
-
-        wish.tools = [tool for file in tools for tool in read(file)]
-    if run_tools:
-        wish.run_tool = _tool_runner(run_tools, timeout)
-    if options:
-        from mllm_pipe.models import value
-
-        wish.options = {key: value(given) for key, given in options}
+    progress = Progress(alone or quiet or dry_run)
+    map_of = several(jobs * (len(wishes) - 1))
     stop_when_reader_leaves()
 
-    def answer(thread: Thread) -> tuple[list[Record], Failure | None]:
-        """What is added to the thread, and why it fails if it does."""
-        made: list[Record] = []
-        failure = thread.fault
-        try:
-            turn = None if failure else open_turn(thread, wish)
-            if turn and dry_run:
-                show(line_of({"thread": thread.id} | runtime.preview(target, turn.request)).decode())
-            elif turn:
-                made += turn.made
-                turn = fitted(turn, thread, wish, outcome, made)
-                failure = take(turn, thread, wish, outcome, made)
-                thread.status = "ok"
-        except Failure as refusal:
-            if refusal.status == WRITE_FAILED:
-                raise
-            failure = refusal
-        if failure and not any(record["type"] == "error" for record in made):
-            made.append(complaint(failure, thread))
-        return made, failure
-
-    for thread in _one(source, wish.prompt) if new or kind_of(0) in ("terminal", "null") else _piped(source):
+    def work(thread: Thread) -> Answered | None:
         if thread.status == "failed":
+            return None
+        if dry_run:
+            return preview(thread, wishes, show)
+        with progress.working():
+            return answer(thread, wishes, outcome, map_of)
+
+    threads = _one(source, content) if new or kind_of(0) in ("terminal", "null") else _piped(source)
+    for thread, done in in_flight(threads, work, jobs, ordered=not unordered):
+        if done is None:
             outcome.fail(FAILED)
             sink.thread(thread, [], "failed")
             continue
-        made, failure = answer(thread)
-        shown = live.end()
-        if failure:
-            asked = f"{target['runtime']}: " if isinstance(failure, CallFailed) else ""
+        shown = live.end() if live else False
+        for wish, failure in done.failures:
+            asked = f"{wish.target['runtime']}: " if isinstance(failure, CallFailed) else ""
             say(f"thread {thread.id}: {asked}{failure}{NEXT_STEP.get(failure.code, '')}")
-            outcome.fail(failure.status)
+            if not done.whole:
+                outcome.fail(failure.status)
         outcome.said_no = outcome.said_no or thread.status == "no"
-        answers = [text_of(record["content"]) for record in made if record.get("role") == "assistant"]
+        answers = [record for record in done.made if record.get("role") == "assistant"]
         if as_text and answers and not shown:
-            show(answers[-1].rstrip("\n") + "\n")
-        sink.thread(thread, made, "failed" if failure else thread.status)
+            show(told(answers, len(wishes) > 1))
+        sink.thread(thread, done.made, thread.status if done.whole else "failed")
+        progress.done(done.made, done.whole)
+    progress.end()
     sink.end(source, outcome)
     return outcome.status()
+
+
+_OF_ONE = ("model", "base_url", "key_env")
+
+
+def _same_for_all(wishes: list[Wish], schema: str | None, tools: tuple[str, ...],
+                  options: tuple[tuple[str, str], ...], run_tool: Any) -> None:  # fmt: skip
+    """What every wish is given of the flags that need more of us."""
+    for wish in wishes:
+        wish.run_tool = run_tool
+    if schema:
+        from mllm_pipe.structured import schema_of
+
+        wanted = schema_of(schema)
+        for wish in wishes:
+            wish.schema = wanted
+    if tools:
+        from mllm_pipe.tools import read
+
+        declared = [tool for file in tools for tool in read(file)]
+        for wish in wishes:
+            wish.tools = declared
+    if options:
+        from mllm_pipe.models import value
+
+        for wish in wishes:
+            wish.options = {key: value(given) for key, given in options}
 
 
 def _prompt(prompt: str | None, files: tuple[str, ...]) -> str | list[dict[str, Any]] | None:

@@ -1,0 +1,74 @@
+"""Many threads of conversation in flight: work goes on at once, outcomes are given in input order or as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+AHEAD = 4  # items that are read for each worker: one slow answer holds the others back only beyond these
+
+
+def in_flight(
+    items: Iterable[Item], work: Callable[[Item], Made], jobs: int, *, ordered: bool = True
+) -> Iterator[tuple[Item, Made]]:
+    """Each item with what `work` made of it, `jobs` at a time; in input order unless `ordered` is False.
+
+    With one job everything happens in the thread of the caller. Else `items` is read in a thread of its own, so that
+    what is done goes out while the next is waited for, and at most jobs * AHEAD items are here at once. What `work`
+    or `items` raises is raised at once; the work of the others is then left to the end of the process.
+    """
+    if jobs == 1:
+        for item in items:
+            yield item, work(item)
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from functools import partial
+    from queue import SimpleQueue
+    from threading import BoundedSemaphore
+
+    workers, reader = ThreadPoolExecutor(jobs, "worker"), ThreadPoolExecutor(1, "reader")
+    room = BoundedSemaphore(jobs * AHEAD)
+    ended: SimpleQueue[tuple[int, Any, Future[Any]]] = SimpleQueue()  # -1: the reader, with the number of items
+
+    def tell(place: int, item: Any, done: Future[Any]) -> None:
+        ended.put((place, item, done))
+
+    def read() -> int:
+        number = -1
+        for number, item in enumerate(items):
+            room.acquire()
+            workers.submit(work, item).add_done_callback(partial(tell, number, item))
+        return number + 1
+
+    reader.submit(read).add_done_callback(partial(tell, -1, None))
+    waiting: dict[int, tuple[Item, Made]] = {}
+    given, expected = 0, None
+    while given != expected:
+        number, item, future = ended.get()
+        if number < 0:
+            expected = future.result()
+            continue
+        waiting[number] = item, future.result()
+        while (number := given if ordered else number) in waiting:
+            yield waiting.pop(number)
+            given += 1
+            room.release()
+
+
+def several(workers: int) -> Callable[[Callable[[Item], Made], list[Item]], list[Made]]:
+    """A map whose calls go on at once: the first item in the thread of the caller, the others in `workers` threads
+    that all callers share."""
+    if not workers:
+        return lambda work, items: [work(item) for item in items]
+    from concurrent.futures import ThreadPoolExecutor
+
+    helpers = ThreadPoolExecutor(workers, "sibling")
+
+    def at_once(work: Callable[[Item], Made], items: list[Item]) -> list[Made]:
+        others = [helpers.submit(work, item) for item in items[1:]]
+        return [work(items[0]), *(other.result() for other in others)]
+
+    return at_once

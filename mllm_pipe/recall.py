@@ -1,0 +1,130 @@
+"""Answers that were paid for before, taken from the journal instead of being asked for again: --resume and --cache."""
+
+from __future__ import annotations
+
+import os
+from threading import Lock
+from typing import Any
+
+import orjson
+
+from mllm_pipe import journal
+from mllm_pipe.envelope import Record, seconds_of
+from mllm_pipe.errors import Missing, Usage
+
+_BLOCK = 1 << 20
+
+UNHEARD = "unheard"  # asked by the run that is resumed, and nobody knows what came of it
+
+
+class Memory:
+    """What the journal knows of requests by their key: the newest answer of each, of one run or of all."""
+
+    def __init__(self, run: str | None = None, *, youngest: float = 0.0) -> None:
+        """run: --resume, the answers of this run alone, by its id or the unique beginning of one. youngest: nothing
+        that is older, as seconds of the epoch. Missing if there is no such run; Usage if there is no journal."""
+        if journal.mode() != "full":
+            raise Usage(f"MLLM_JOURNAL={journal.mode()} keeps no answers; --resume and --cache take them from there")
+        self.youngest, self.offset, self.descriptor = youngest, 0, -1
+        self.reading = Lock()
+        self.answers: dict[str, tuple[int, int]] = {}  # key: where its outcome stands
+        self.unheard: dict[str, set[str]] = {}  # key: the calls of the run with no outcome, or an unknown one
+        self.keys: dict[str, str] = {}  # of the run's intents, the first one of each call
+        self.run = _run_of(run) if run else None
+        self._read_on()
+
+    def find(self, key: str) -> Record | str | None:
+        """The outcome with this key; UNHEARD if the resumed run asked it and never noted an answer; None if it is new.
+
+        Whoever has only just been answered by another process is found too.
+        """
+        with self.reading:
+            if key not in self.answers:
+                self._read_on()
+            if key not in self.answers:
+                return UNHEARD if self.unheard.get(key) else None
+            offset, length = self.answers[key]
+        found: Record = orjson.loads(os.pread(self.descriptor, length, offset))
+        return found
+
+    def _read_on(self) -> None:
+        """Take note of what the journal has gained, up to its last whole line. It stays open: another may prune it."""
+        if self.descriptor < 0:
+            try:
+                self.descriptor = os.open(journal.path(), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+        rest = b""
+        while block := os.pread(self.descriptor, _BLOCK, self.offset + len(rest)):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                self._take(line)
+                self.offset += len(line) + 1
+
+    def _take(self, line: bytes) -> None:
+        head = journal.HEAD.match(line)
+        if not head or (self.youngest and (seconds_of(head[4].decode()) or 0) < self.youngest):
+            return
+        ident, key = head[2].decode(), head[3].decode()
+        if head[1] == b"intent":
+            if self.run and ident not in self.keys and _of_run(line, self.run):
+                self.keys[ident] = key
+                self.unheard.setdefault(key, set()).add(ident)
+        elif self.run:
+            asked = self.keys.get(ident)  # not by its own key: it may be that of a fallback
+            if asked and head[5] == b"ok":
+                self.answers[asked] = self.offset, len(line)
+            elif asked and head[5] == b"error":
+                self.unheard[asked].discard(ident)
+        elif head[5] == b"ok":
+            self.answers[key] = self.offset, len(line)
+
+
+def answer_of(outcome: Record) -> dict[str, Any] | None:
+    """The result of a call, in the shape of mllm_pipe.runtimes, from its outcome; None if it was not kept."""
+    if "result" in outcome:
+        kept: dict[str, Any] = outcome["result"]
+        return kept
+    span = next(record for record in outcome["records"] if record["type"] == "span")
+    message = next((record for record in outcome["records"] if record["type"] == "message"), None)
+    if message is None:
+        return None
+    content = message["content"]
+    return {
+        "parts": content if isinstance(content, list) else [{"type": "text", "text": content}],
+        "finish": message["finish"], "model": message["author"].get("model"),
+        "provider": message["author"].get("provider"), "origin": message.get("origin"),
+        "usage": span.get("usage"), "cost_usd": span.get("cost_usd"), "cost_source": span.get("cost_source"),
+        "losses": [],
+    }  # fmt: skip
+
+
+def kept_result(result: dict[str, Any], made: list[Record]) -> dict[str, Any] | None:
+    """What the journal must keep of a result beside what was made of it; None if that is a message, which says all."""
+    if any(record["type"] == "message" for record in made):
+        return None
+    return {name: result.get(name) for name in ("parts", "finish", "model", "provider", "usage")}
+
+
+def _of_run(line: bytes, run: str) -> bool:
+    return b'"parent_run_id":' in line and orjson.loads(line).get("parent_run_id") == run
+
+
+def _run_of(wanted: str) -> str:
+    """The run that is meant, by its whole id or a unique beginning."""
+    runs = set()
+    try:
+        with open(journal.path(), "rb") as file:
+            for line in file:
+                if line.startswith(b'{"v":1,"type":"intent"') and wanted.encode() in line and line.endswith(b"\n"):
+                    runs.add(str(orjson.loads(line).get("parent_run_id")))
+    except FileNotFoundError:
+        pass
+    found = sorted(run for run in runs if run.startswith(wanted))
+    if wanted in found or wanted == os.environ.get("MLLM_PARENT_RUN_ID"):
+        return wanted  # one that the user named may begin now
+    if not found:
+        raise Missing(f"--resume {wanted}: the journal has no such run; trace --journal lists them")
+    if len(found) > 1:
+        raise Usage(f"--resume {wanted}: {len(found)} runs begin like that: {', '.join(found[:3])}")
+    return found[0]
