@@ -54,7 +54,7 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         write(f"{bare.format_message()}\n".encode(), 2)
         leave(USAGE)
     except click.ClickException as wrong:
-        say(f"{wrong.format_message().rstrip('.')}; see {name} --help")
+        say(f"{_blamed(wrong).rstrip('.')}; see {name} --help")
         leave(USAGE)
     except Failure as failure:
         call = _let_go()
@@ -73,6 +73,16 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         say(f"stdout cannot be written: {error.strerror}")
         leave(WRITE_FAILED)
     raise AssertionError("unreachable")
+
+
+def _blamed(wrong: click.ClickException) -> str:
+    """What click says is wrong; of a value from the environment by the name of its variable, not of a flag."""
+    context, parameter = (getattr(wrong, name, None) for name in ("ctx", "param"))
+    if context and parameter and isinstance(parameter.envvar, str):
+        source = context.get_parameter_source(parameter.name)
+        if source is click.core.ParameterSource.ENVIRONMENT:
+            return f"{parameter.envvar}: {wrong.message}"
+    return wrong.format_message()
 
 
 def _let_go() -> Any:
@@ -114,9 +124,9 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
 
 
-def _seconds(_: click.Context, __: click.Parameter, value: float) -> float:
+def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
     if value != value:
-        raise Usage("--timeout is no number")
+        raise click.BadParameter("nan is no number", context, parameter)
     return value
 
 

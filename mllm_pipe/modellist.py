@@ -114,10 +114,10 @@ def _read(path: str) -> bytes:
 
 def _fetched(url: str) -> bytes:
     from mllm_pipe.call import Io
-    from mllm_pipe.runtimes import _http
+    from mllm_pipe.runtimes import _endpoint, _http
 
     parts = urlsplit(url)
-    if parts.scheme == "http" and not _http.loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not _endpoint.loopback(parts.hostname or ""):
         raise Usage(f"{url}: prices that came over plain http are nobody's; say https")
     data = bytearray()
     with closing(_http.post(url, {"accept": "*/*"}, None, Io(FETCH_S))) as pieces:

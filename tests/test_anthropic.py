@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from copy import deepcopy
 
 import pytest
@@ -11,7 +12,7 @@ from loopback import serve
 from recorded import Io, answered, asked, bodies, every_cut, ids, sse, steps, streams, torture, turn
 
 from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.runtimes import _sse, anthropic
+from mllm_pipe.runtimes import _sse, anthropic, openai_chat
 
 TARGET = {"spec": "anthropic", "runtime": "anthropic", "kind": "anthropic", "model": "claude-opus-5-5"}
 HI = asked(("user", "Hi"))
@@ -184,6 +185,34 @@ def test_ids_and_names_that_are_refused_are_renamed_and_never_collide():
     assert calls[1] == {"type": "tool_use", "id": "call_with_odd_chars_1", "name": "a_dotted_name", "input": {}}
     assert results[3]["is_error"] is True
     assert sum(loss["action"] == "renamed" for loss in losses) == 3  # two ids, and a name
+
+
+def test_ids_that_repeat_or_are_refused_are_unique_and_legal_there_and_unchanged_for_who_made_them():
+    """Local servers say call.1 in each turn. The Messages API wants ^[a-zA-Z0-9_-]+$, and no id twice in a request."""
+    local = {"api": "openai-chat", "endpoint": "127.0.0.1:8080", "model": "m"}
+    call = {"type": "tool_call", "id": "call.1", "name": "f", "arguments": {}}
+    turns = []
+    for number in range(3):
+        turns += [turn(number, "user", f"{number}?"), turn(number, "assistant", [call, call | {"id": "call_2"}], local),
+                  turn(number, "user", [{"type": "tool_result", "call_id": ident, "content": f"{ident} {number}"}
+                                        for ident in ("call_2", "call.1")])]  # fmt: skip
+    request = HI | {"turns": turns}
+    body, losses = anthropic.request(TARGET, request)
+    blocks = [block for message in body["messages"] for block in message["content"]]
+    idents = [block["id"] for block in blocks if block["type"] == "tool_use"]
+    results = {block["tool_use_id"]: block["content"] for block in blocks if block["type"] == "tool_result"}
+    assert len(set(idents)) == 6 and all(re.fullmatch("[a-zA-Z0-9_-]+", ident) for ident in idents)
+    expected = [f"{ident} {number}" for number in range(3) for ident in ("call.1", "call_2")]
+    assert [results[ident] for ident in idents] == expected
+    assert sum(loss["what"].startswith("id of") for loss in losses) == 5  # all but the first call_2
+    target = {"runtime": "llamacpp", "kind": "openai-chat", "model": "m", "base_url": "http://127.0.0.1:8080/v1"}
+    home, losses = openai_chat.request(target, request)
+    calls = [call["id"] for message in home["messages"] for call in message.get("tool_calls", [])]
+    assert (calls, losses) == (["call.1", "call_2"] * 3, [])
+    own = {"type": "message", "content": [{"type": "tool_use", "id": idents[1], "name": "f", "input": {}}]}
+    said = reply([own | {"stop_reason": "tool_use", "id": "msg_1", "model": "claude-opus-5-5"}], request)
+    body, _ = anthropic.request(TARGET, answered(anthropic, TARGET, request, said))
+    assert body["messages"][-2]["content"] == own["content"]  # what it says itself goes back as it came
 
 
 def test_a_reply_names_tools_as_the_user_knows_them():

@@ -356,3 +356,16 @@ def test_an_agent_of_the_users_configuration_speaks_under_its_name(sh, home):
     assert ran.kinds() == "begin user assistant span user assistant span ok end"
     assert ran.records[2]["author"]["agent"] == "writer" and "You write." in ran.records[2]["content"]
     assert ran.records[4]["content"] == "Go on."
+
+
+@pytest.mark.parametrize("value, why", [
+    ("soon", "'soon' is not a valid float range"),
+    ("nan", "nan is no number"),
+    ("0", "0.0 is not in the range x>0"),
+])  # fmt: skip
+def test_a_wrong_timeout_is_blamed_on_whoever_gave_it(sh, value, why):
+    ran = sh("dispatch --to echo --new q", MLLM_TIMEOUT=value)
+    assert (ran.status, ran.out, ran.err) == (2, "", f"dispatch: MLLM_TIMEOUT: {why}; see dispatch --help\n")
+    ran = sh(f"dispatch --to echo --new q --timeout {value}", MLLM_TIMEOUT="soon")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == f"dispatch: Invalid value for '--timeout': {why}; see dispatch --help\n"

@@ -7,14 +7,17 @@ import email.utils
 import gzip
 import os
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 
+import orjson
 import pytest
 
 from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.runtimes import _faults, _http
+from mllm_pipe.runtimes import _endpoint, _faults, _http
 
 KEY = "sk-test-1234567890abcdef"
 
@@ -34,7 +37,7 @@ class Io:
 
 
 @contextlib.contextmanager
-def server(answer, family=socket.AF_INET, host="127.0.0.1"):
+def server(answer, family=socket.AF_INET, host="127.0.0.1", tls=None):
     """A socket that gives each connection to answer(connection, request bytes); yields its base URL and what it got."""
     got, closing, open_ones = [], threading.Event(), []
     listening = socket.create_server((host, 0), family=family)
@@ -42,7 +45,7 @@ def server(answer, family=socket.AF_INET, host="127.0.0.1"):
 
     def handle(connection):
         open_ones.append(connection)
-        with connection, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), tls.wrap_socket(connection, True) if tls else connection as connection:
             connection.settimeout(5)
             while not closing.is_set():
                 request = b""
@@ -76,7 +79,7 @@ def server(answer, family=socket.AF_INET, host="127.0.0.1"):
     accepting.start()
     name = f"[{host}]" if ":" in host else host
     try:
-        yield f"http://{name}:{listening.getsockname()[1]}", got
+        yield f"http{'s' * bool(tls)}://{name}:{listening.getsockname()[1]}", got
     finally:
         closing.set()
         accepting.join()
@@ -139,21 +142,55 @@ def test_the_body_goes_out_and_the_answer_comes_back():
         assert body == b'{"a": 1}' and b"x-api-key: " + KEY.encode() in head
 
 
-def test_a_connection_is_used_again_also_when_the_end_of_the_answer_was_not_asked_for():
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A file with a certificate for 127.0.0.1 and its key."""
+    made = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    words = ["-x509", "-nodes", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", made, "-out", f"{made}.crt"]
+    subprocess.run(["openssl", "req", *words], check=True, capture_output=True)
+    with open(made, "ab") as file, open(f"{made}.crt", "rb") as more:
+        file.write(more.read())
+    return made
+
+
+CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"yes"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+CHUNKED += b"%x\r\n%s\r\n0\r\n\r\n" % (len(CHUNK), CHUNK)
+
+
+def test_over_https_a_connection_is_used_again_while_it_has_not_rested_for_long(sh, certificate):
     ports = []
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
 
     def answer(connection, _):
         ports.append(connection.getpeername()[1])
-        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-        connection.sendall(head + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+        connection.sendall(CHUNKED)
         return True
 
-    with server(answer) as (url, _):
-        for _ in range(3):
+    with server(answer, tls=tls) as (url, _):
+        asked = '{"v":1,"type":"message","thread":"%s","id":"m","role":"user","content":"q"}\\n'
+        lines = f"printf '{asked}{asked}{asked}' A B C; sleep {_http.KEEP_S + 0.3}; printf '{asked}' D"
+        ran = sh(f"({lines}) | dispatch -q --grouped --to openai-chat/m --base-url {url}", SSL_CERT_FILE=str(certificate))
+    assert (ran.status, ran.err, ran.kinds().count("assistant")) == (0, "", 4)
+    assert ports == [ports[0], ports[0], ports[2], ports[2]] and ports[0] != ports[2]  # C is asked when D is there
+
+
+def test_a_server_that_closes_after_each_answer_and_does_not_say_so_loses_no_call():
+    """llama-server is one. A connection that is used again meets the end of it: before, while or after it sends."""
+
+    def answer(connection, closing):
+        connection.sendall(CHUNKED)
+        closing.wait(0.002)
+        return False
+
+    with server(answer) as (url, got):
+        for _ in range(50):
             answer_bytes = _http.post(url, {}, b"{}", Io())
-            assert next(answer_bytes) == b"data: 1\n\n"
-            answer_bytes.close()
-    assert len(set(ports)) == 1
+            assert next(answer_bytes) == CHUNK
+            answer_bytes.close()  # the end of the answer was not asked for
+    assert len(got) == 50
 
 
 @pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
@@ -175,15 +212,15 @@ def test_other_hosts_go_through_the_proxy_of_the_environment(monkeypatch):
         assert post("http://models.example") == b"from the proxy"
         assert got[0][0].startswith(b"POST http://models.example/v1 ")
         monkeypatch.setenv("no_proxy", "models.example")
-        assert _http._proxy("http", "models.example") is None
+        assert _endpoint.proxy("http", "models.example") is None
         monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
         with pytest.raises(Usage, match="pip install socksio"):
             post("https://other.example")
 
 
 def test_loopback_is_told_from_what_only_looks_like_it():
-    assert all(map(_http.loopback, ["localhost", "LOCALHOST.", "127.0.0.1", "127.9.9.9", "::1", "[::1]"]))
-    assert not any(map(_http.loopback, ["127.0.0.1.example", "localhost.example", "10.0.0.1", "::2", ""]))
+    assert all(map(_endpoint.loopback, ["localhost", "LOCALHOST.", "127.0.0.1", "127.9.9.9", "::1", "[::1]"]))
+    assert not any(map(_endpoint.loopback, ["127.0.0.1.example", "localhost.example", "10.0.0.1", "::2", ""]))
 
 
 def test_a_refused_or_unknown_host_was_not_billed():
@@ -322,8 +359,26 @@ def test_words_of_the_vendor_go_before_the_status():
         (b'{"error": {"type": "invalid_request_error", "message": "prompt is too long: 9 > 8"}}', "too_large"),
         (b'{"error": {"code": 400, "status": "INVALID_ARGUMENT", "details": [{"reason": "API_KEY_INVALID"}]}}', "auth"),
         (b'{"error": {"code": 400, "status": "INVALID_ARGUMENT"}}', "bad_request"),
+        (b'{"error": {"code": 400, "type": "exceed_context_size_error", "message": "it exceeds"}}', "too_large"),
     ]:
         assert _faults.of_reply(400, {}, body).code == code
+
+
+@pytest.mark.parametrize("said, code", [
+    ("model 'nope' not found", "bad_model"),  # llama-server
+    ('model "nope:7b" not found, try pulling it first', "bad_model"),  # Ollama
+    ("The model `nope` does not exist.", "bad_model"),  # vLLM, Groq
+    ("Invalid model: nope", "bad_model"),  # Mistral
+    ("nope/x is not a valid model ID", "bad_model"),  # OpenRouter
+    ("Invalid model name passed in model=nope", "bad_model"),  # LiteLLM
+    ("the request exceeds the available context size (8192 tokens)", "too_large"),
+    ("Item 'rs_1' not found", "bad_request"),
+    ("This model does not support temperature", "bad_request"),
+    ("no image model input was found", "bad_request"),
+])  # fmt: skip
+def test_a_400_may_say_in_its_text_that_there_is_no_such_model(said, code):
+    body = orjson.dumps({"error": {"message": said, "type": "invalid_request_error", "code": 400}})
+    assert _faults.of_reply(400, {}, body).code == code
 
 
 def test_only_a_wait_of_use_is_taken():
@@ -366,9 +421,15 @@ def test_a_header_that_cannot_be_sent_is_refused_and_not_said(value):
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://a b", "http://[::1", "http://x:99999", "http://ä"])
-def test_a_base_url_that_is_none_is_a_matter_of_usage(url):
-    with pytest.raises(Usage):
+def test_a_base_url_that_is_none_is_a_matter_of_usage_and_is_shown(url):
+    with pytest.raises(Usage) as caught:
         post(url)
+    assert str(caught.value) == f"'{url}/v1' is no URL of an API; a base URL looks like https://host/v1"
+
+
+def test_what_may_be_a_secret_in_a_base_url_is_not_shown():
+    with pytest.raises(Usage, match=r"^'ftp://\*\*\*@host/a/v1' is no URL"):
+        _http.post(f"ftp://user:{KEY}@host/a/v1?key={KEY}", {}, b"", Io()).send(None)
 
 
 def test_a_hundred_calls_at_once_have_a_client_each():

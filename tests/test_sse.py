@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +84,13 @@ def test_html_is_no_answer():
     with pytest.raises(CallFailed) as failure:
         list(_sse.values([b"\n<html>", b"502</html>"]))
     assert failure.value.code == "malformed"
+
+
+def test_an_error_that_only_its_name_tells_is_one_and_no_cut_answer():
+    heard = b'event: message\ndata: {"a": 1}\n\n'
+    for data, error in ((b'{"message": "no"}', {"message": "no"}), (b"Internal Server Error", "Internal Server Error"),
+                        (b'"no"', "no"), (b"{}", {})):  # fmt: skip
+        found = list(_sse.values([heard + b"event: error\ndata: " + data + b"\n\n"]))
+        assert found == [{"a": 1}, {"type": "error", "error": error}]
+    whole = b'{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}'
+    assert list(_sse.values([b"event: error\ndata: " + whole + b"\n\n"])) == [orjson.loads(whole)]

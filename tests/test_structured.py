@@ -214,3 +214,18 @@ def test_an_option_that_a_runtime_does_not_take_is_listed_and_strict_refuses_it(
     ran = sh("dispatch --to echo -o temperature 0.5 --strict --new q | cat; exit ${PIPESTATUS[0]}")
     assert ran.status == 3 and ran.kinds() == "begin user span error failed end"
     assert ran.err.endswith("echo: --strict: option temperature would be dropped: echo takes none\n")
+
+
+@pytest.mark.parametrize("options, err", [
+    ("-o tempreature 1", "option tempreature: anthropic has no such option; did you mean temperature?"),
+    ("-o temperature hot", "option temperature: 'hot' is not a number"),
+    ("-o seed 1.5", "option seed: 1.5 is not a whole number"),
+    ("-o max_tokens 0", "option max_tokens: 0 is not a whole number"),
+])  # fmt: skip
+def test_a_wrong_option_is_told_once_before_anything_is_asked(sh, home, work, options, err):
+    """Of fallbacks too, and before stdin is read: a thread that was sent is one too many."""
+    (work / "t").write_text("".join(f'{{"role":"user","content":"{n}"}}\n' for n in range(3)))
+    for target in ("--to anthropic/m", "--to echo --fallback anthropic/m", "--to echo --to anthropic/m"):
+        ran = sh(f"dispatch {target} {options} < t")
+        assert (ran.status, ran.out, ran.err) == (2, "", f"dispatch: {err}\n")
+    assert not (home / ".local/state/mllm-pipe/journal.jsonl").exists()

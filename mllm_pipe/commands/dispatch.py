@@ -17,7 +17,7 @@ from mllm_pipe.errors import FAILED, CallFailed, Outcome, Usage
 from mllm_pipe.patience import patience_of
 from mllm_pipe.pool import in_flight, several
 from mllm_pipe.progress import Progress
-from mllm_pipe.runtimes import load
+from mllm_pipe.runtimes import check_options, load
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import UNNAMED
@@ -151,8 +151,11 @@ def _same_for_all(wishes: list[Wish], schema: str | None, tools: tuple[str, ...]
     if options:
         from mllm_pipe.models import value
 
+        wanted_options = {key: value(given) for key, given in options}
         for wish in wishes:
-            wish.options = {key: value(given) for key, given in options}
+            wish.options = wanted_options
+            for target in (wish.target, *wish.patience.fallbacks):
+                check_options(target, wanted_options)
 
 
 def _prompt(prompt: str | None, files: tuple[str, ...]) -> str | list[dict[str, Any]] | None:

@@ -9,6 +9,7 @@ file and its events. Further names that a module may define:
 
     STREAMS = True              it reports text as it comes, by io.text
     TAKES_OPTIONS = True        it sends request["options"] and request["tools"]; of others they are listed as lost
+    API = "anthropic"           with TAKES_OPTIONS: the API by which mllm_pipe.models.fit knows its options
     def usable(target) -> str   "" when the runtime could be called here, else why not; sends nothing
     def preview(target, request) -> dict
                                 what `call` would send, keys masked: {"url", "headers", "body"} of an API,
@@ -53,7 +54,9 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from mllm_pipe.errors import Usage
 
@@ -69,3 +72,12 @@ def load(kind: str) -> ModuleType:
         if error.name != f"{__name__}.{name}":
             raise
         raise Usage(f"{kind}: no such runtime kind") from None
+
+
+def check_options(target: Mapping[str, Any], options: dict[str, Any]) -> None:
+    """Usage for options that no model of the target's API takes: unknown names, values that are none."""
+    runtime = load(target["kind"])
+    if getattr(runtime, "TAKES_OPTIONS", False):
+        from mllm_pipe import models
+
+        models.fit(options, runtime.API, None)

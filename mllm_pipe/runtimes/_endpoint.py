@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from mllm_pipe.errors import CallFailed, Usage
+from mllm_pipe.runtimes import _faults
 
 
 def base_url(target: Mapping[str, Any], variable: str, default: str) -> str:
@@ -113,3 +115,58 @@ def _merged(body: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(old, dict) and isinstance(value, dict)
         body = body | {name: _merged(old, value) if isinstance(old, dict) and both else value}
     return body
+
+
+# -- where it goes -----------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
+
+
+def checked(url: str, headers: Mapping[str, str]) -> Any:
+    """The parts of the URL. Usage for a URL or header that cannot be sent; a header's value is never said, nor what
+    may be a secret in a URL."""
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value) or value != value.strip():
+            raise Usage(
+                f"the header {_faults.tidy(name)!r} holds a line break, an outer blank or a character outside of ASCII"
+            )
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound or not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):
+        shown = _faults.tidy(re.sub(r"//[^/@]*@|[?#].*", lambda found: "//***@" * (found[0][0] == "/"), url))
+        raise Usage(f"{shown!r} is no URL of an API; a base URL looks like https://host/v1")
+    return parts
+
+
+def loopback(host: str) -> bool:
+    """True for localhost, 127.0.0.0/8 and ::1."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy(scheme: str, host: str) -> str | None:
+    """The proxy of the environment for a host; never one for loopback, which NO_PROXY seldom names."""
+    if loopback(host) or not any(name.lower().endswith("_proxy") and value for name, value in os.environ.items()):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    if proxy_bypass(host):
+        return None
+    proxies = getproxies_environment()
+    found = proxies.get(scheme) or proxies.get("all")
+    if found and found.startswith("socks"):
+        from importlib.util import find_spec
+
+        if not find_spec("socksio"):
+            raise Usage("the environment names a SOCKS proxy, which needs another package: pip install socksio")
+    return found if not found or "://" in found else f"http://{found}"

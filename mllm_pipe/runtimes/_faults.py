@@ -55,6 +55,7 @@ _CODE_OF_WORD = {
     "RESOURCE_EXHAUSTED": "rate_limit",
     "request_too_large": "too_large",
     "context_length_exceeded": "too_large",
+    "exceed_context_size_error": "too_large",
     "overloaded_error": "overloaded",
     "server_overloaded": "overloaded",
     "UNAVAILABLE": "overloaded",
@@ -69,7 +70,16 @@ _CODE_OF_WORD = {
     "INVALID_ARGUMENT": "bad_request",
     "FAILED_PRECONDITION": "bad_request",
 }
-_TOO_LONG = re.compile(r"prompt is too long|maximum context length|context window|exceeds the maximum number of tokens")
+_TOO_LONG = re.compile(
+    r"prompt is too long|maximum context length|context window|available context size|"
+    r"exceeds the maximum number of tokens"
+)
+# Local servers and gateways say 400 for a model that they do not have: the word, at most a name, and that it is none.
+_NO_MODEL = re.compile(
+    r"\bmodel:? (?:[`'\"]?[\w./:@-]+[`'\"]? )?(?:is |was )?(?:not found|does not exist|not available)\b|"
+    r"\b(?:unknown|invalid|no such) model(?: id| name)?(?: ?[:`'\"]| passed|[.]?$)|\bnot a valid model\b",
+    re.IGNORECASE,
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -190,6 +200,8 @@ def _code(value: Any, default: str) -> str:
     if code in ("", "bad_request"):
         if _TOO_LONG.search(message(value)):
             return "too_large"
+        if _NO_MODEL.search(message(value)):
+            return "bad_model"
         return default if default in _CODE_OF_STATUS.values() else code or default
     return code
 

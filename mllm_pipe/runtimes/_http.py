@@ -4,12 +4,16 @@ Each thread has its own client over one shared TLS context: a client shared by a
 request, and a new client for each request costs 19 ms of CPU (encode/httpx #3215). httpx has no deadline for a
 whole call, only one between bytes, so our network backend gives every single read what is left of ours: a server
 that sends a byte a second ends at the deadline, and nothing is left running.
+
+A server may close a connection that rests just as a request is on its way. Whether that was read before is not to be
+known (RFC 9110, 9.2.2), so it counts as unknown, may be billed, and is not sent again. What can be done is not to get
+there: over http each call has a connection of its own, which costs nothing (llama-server closes after each streamed
+answer and does not say so: of 60 calls in a row 2 were lost), and over https, where it costs a handshake, a
+connection is used again only if it has rested for less than KEEP_S and the server has not closed it.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import socket
 import threading
 import time
@@ -18,8 +22,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.runtimes import _faults
+from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import _endpoint, _faults
 
 if TYPE_CHECKING:
     import ssl
@@ -32,6 +36,7 @@ FIRST_BYTE_S = 600.0  # a local server may read a long prompt for minutes before
 IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping in between
 SLICE_S = 0.5  # the longest single wait: after it, io.left() is asked again and may end the call from elsewhere
 LINGER_S = 0.05
+KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
 MAX_DECODED = 256 << 20  # bytes of a whole answer once unzipped
 _MAX_ERROR_BODY = 64 << 10
 
@@ -68,7 +73,7 @@ def post(
     what the HTTP status says (see _faults). A timeout of the name service itself cannot be shortened.
     """
     secrets = tuple(secrets)
-    parts = _checked(url, headers)
+    parts = _endpoint.checked(url, headers)
     clock = _Clock(io, first_byte_s, idle_s)
     failure: CallFailed | None = None
     size = 0
@@ -99,59 +104,6 @@ def post(
         failure = _translated(error, clock, parts.hostname or "", secrets)
     if failure:  # raised here, so that no context hangs on it
         raise failure
-
-
-def loopback(host: str) -> bool:
-    """True for localhost, 127.0.0.0/8 and ::1."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-# -- before it is sent ------------------------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE = re.compile(r"[\x20-\x7e]*")
-
-
-def _checked(url: str, headers: Mapping[str, str]) -> Any:
-    """The parts of the URL. Usage for a URL or header that cannot be sent; its value is never said."""
-    for name, value in headers.items():
-        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value) or value != value.strip():
-            raise Usage(
-                f"the header {_faults.tidy(name)!r} holds a line break, an outer blank or a character outside of ASCII"
-            )
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        sound = False
-    if not sound or not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):
-        raise Usage("the base URL is none: it should look like https://host/v1")
-    return parts
-
-
-def _proxy(scheme: str, host: str) -> str | None:
-    """The proxy of the environment for a host; never one for loopback, which NO_PROXY seldom names."""
-    if loopback(host) or not any(name.lower().endswith("_proxy") and value for name, value in os.environ.items()):
-        return None
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    if proxy_bypass(host):
-        return None
-    proxies = getproxies_environment()
-    found = proxies.get(scheme) or proxies.get("all")
-    if found and found.startswith("socks"):
-        from importlib.util import find_spec
-
-        if not find_spec("socksio"):
-            raise Usage("the environment names a SOCKS proxy, which needs another package: pip install socksio")
-    return found if not found or "://" in found else f"http://{found}"
 
 
 # -- the clock, the sockets, the clients ------------------------------------------------------------------------------
@@ -204,10 +156,12 @@ def _client(scheme: str, host: str) -> tuple[httpx.Client, Any]:
         _own.clients, _own.life = {}, _Life()
         weakref.finalize(_own.life, _close, _own.clients)  # when the thread ends, or the process
     clients = _own.clients
-    proxy = _proxy(scheme, host)
+    proxy = _endpoint.proxy(scheme, host)
     if (scheme, proxy) not in clients:
         transport = _shared["transport"](_shared[scheme], proxy)
         headers = {"accept": "text/event-stream, application/json", "accept-encoding": "identity"}
+        if scheme == "http":
+            headers["connection"] = "close"
         client = httpx.Client(transport=transport, headers=headers, timeout=None, follow_redirects=False)
         clients[scheme, proxy] = client, transport
     found: tuple[httpx.Client, Any] = clients[scheme, proxy]
@@ -293,15 +247,14 @@ def _transport_class() -> type:
         def __init__(self, tls: ssl.SSLContext | None, proxy: str | None) -> None:
             backend = Backend(self)
             self.pool: httpcore.ConnectionPool
+            kept: dict[str, Any] = {"ssl_context": tls, "network_backend": backend, "keepalive_expiry": KEEP_S}
             if proxy is None:
-                self.pool = httpcore.ConnectionPool(tls, network_backend=backend)
+                self.pool = httpcore.ConnectionPool(**kept)
             elif proxy.startswith("socks"):
-                self.pool = httpcore.SOCKSProxy(proxy, ssl_context=tls, network_backend=backend)
+                self.pool = httpcore.SOCKSProxy(proxy, **kept)
             else:
                 at = httpx.Proxy(proxy)
-                self.pool = httpcore.HTTPProxy(
-                    str(at.url), proxy_auth=at.raw_auth, ssl_context=tls, network_backend=backend
-                )
+                self.pool = httpcore.HTTPProxy(str(at.url), proxy_auth=at.raw_auth, **kept)
 
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             url = request.url

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes import _faults
 
 MAX_EVENT = 64 << 20  # bytes of one event, or of one plain document
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -51,8 +52,9 @@ def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
 
     Which it is, is told by the first byte, not by the content type: servers answer a streamed request with plain JSON
     (errors above all), and name events wrongly. An array (Gemini without alt=sse) gives its items. A last event that
-    is no JSON is left out: the answer was cut there, and who reads it misses its finish reason. CallFailed("malformed")
-    for HTML, for other events that are no JSON, and for events beyond `limit`.
+    is no JSON is left out: the answer was cut there, and who reads it misses its finish reason. An event that is an
+    error by its name alone (`event: error`) becomes {"type": "error", "error": its data}, JSON or not.
+    CallFailed("malformed") for HTML, for other events that are no JSON, and for events beyond `limit`.
     """
     chunks = iter(chunks)
     first = b""
@@ -68,15 +70,19 @@ def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
         yield from _document(chain((first,), chunks), limit)
         return
     torn = False
-    for _, data in events(chain((first,), chunks), limit):
+    for name, data in events(chain((first,), chunks), limit):
         if torn:
             raise CallFailed("malformed", "an event of the answer is not JSON")
         if data.strip() == b"[DONE]":
             return
         try:
-            yield parsed(data)
+            value = parsed(data)
         except orjson.JSONDecodeError:
-            torn = True
+            torn = name != "error"
+            if torn:
+                continue
+            value = data.decode(errors="replace")
+        yield {"type": "error", "error": value} if name == "error" and not _faults.is_error(value) else value
 
 
 def parsed(data: bytes) -> Any:
