@@ -172,8 +172,7 @@ def _tried(
                 attempts.append(name | {"status": "error", "code": failure.code, "duration_ms": 0})
                 return None, failure
             io.started += time.monotonic() - waiting  # the deadline is for the call
-            _intend(ids, about | name, patience, worst, io)
-            _live[ids[0]] = target, about, io, ids[1], attempts
+            _intend(ids[0], (target, about, io, ids[1], attempts), patience, worst)
             began = time.monotonic()
             io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
             attempt: Record = name | {"status": "ok"} | ({"wait_ms": _ms(wait)} if wait else {})
@@ -216,17 +215,23 @@ def _tried(
             patience.budget.settle(worst, said.get("cost_usd"), said.get("usage"), unpaid)
 
 
-def _intend(ids: tuple[str, str], about: Record, patience: Patience, worst: Any, io: Io) -> None:
-    """Write that the call is about to be sent, as soon as budgets that others share allow it."""
-    if not worst:
-        journal.intend(*ids, about)
-        return
-    from mllm_pipe import budget
+def _intend(run_id: str, sent: _Sent, patience: Patience, worst: Any) -> None:
+    """Write that the call is about to be sent, as soon as budgets that others share allow it; from then on it counts
+    as in flight."""
+    target, about, io, key, _ = sent
+    entry, admit, until = about | {"runtime": target["runtime"], "model": target.get("model")}, None, 0.0
+    if worst:
+        from mllm_pipe import budget
 
-    assert patience.budget
-    until = time.time() + io.left_or_none()
-    admit = patience.budget.admit(about["parent_run_id"], worst, until)
-    while not journal.intend(*ids, about | {"worst": budget.entry_of(worst, until)}, admit):
+        assert patience.budget
+        until = time.time() + io.left_or_none()
+        admit = patience.budget.admit(about["parent_run_id"], worst, until)
+        entry["worst"] = budget.entry_of(worst, until)
+    while True:
+        with _settled():
+            if journal.intend(run_id, key, entry, admit):
+                _live[run_id] = sent
+                return
         budget.tell_waiting()
         time.sleep(budget.LOOK_AGAIN_S)
 
@@ -369,14 +374,15 @@ def stop_when_reader_leaves() -> None:
     watch_reader(stop)
 
 
-# calls that were sent and are not settled, by id: target, about, io, key, attempts
-_live: dict[str, tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]] = {}
+_Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
+_live: dict[str, _Sent] = {}  # calls that were sent and are not settled, by id
 _settling = threading.Lock()
 
 
 @contextmanager
 def _settled() -> Iterator[None]:
-    """What has been paid for is written down before anything ends us: a reader that leaves, or a signal."""
+    """What is sent and what has been paid for is written down whole before anything ends us: a reader that leaves, or a
+    signal. One at a time."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     with _settling:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -1,8 +1,9 @@
 """The way to one target, shared by the threads of a process: how fast it is asked, and when it is left alone.
 
 Pace: nothing is slowed down before the target says 429. Then the calls are spaced: multiplicative decrease on a 429
-of a call that began after the last decrease, additive increase with every answer, quick up to 95% of the pace that
-was too much and slow beyond (as CUBIC does for TCP, RFC 9438). A 5xx says nothing about pace and changes none.
+of a call that began after the last decrease, increase with every answer: doubled within a second while no pace was
+ever too much (the slow start of TCP, RFC 5681), then quick up to 95% of the pace that was too much, slow around it,
+and quick again well beyond (as CUBIC, RFC 9438). A 5xx says nothing about pace and changes none.
 
 Breaker: after FAULTS failures in a row the target is left alone for 1 s, then one call tries it; each try that fails
 doubles the wait. Meanwhile a call with a fallback goes there, another waits; after PROBES tries none waits any more.
@@ -18,9 +19,9 @@ FAULTS, PROBES, LONGEST_S = 5, 5, 30.0
 _SICK = ("network", "server", "overloaded", "timeout", "cut", "malformed", "empty")
 _HOPELESS = ("auth", "permission", "billing", "missing", "bad_model")  # nothing to wait for
 
-FIRST_CUT, CUT = 0.5, 0.85  # of the pace; the first where a decrease follows another at once
-QUICK, SLOW = 0.2, 0.01  # what every answer adds to the pace: within a second 20% and 1% of it
-NEAR = 0.95  # of the pace that was too much
+CUT, CUT_AGAIN = 0.9, 0.5  # of the pace; the second where a decrease follows another at once
+START, QUICK, SLOW = 1.0, 0.2, 0.01  # what every answer adds to the pace: within a second 170%, 22% and 1% of it
+NEAR, BEYOND = 0.95, 1.1  # of the pace that was too much
 SETTLED_S = 2.0
 SLOWEST = 0.2  # calls a second
 
@@ -94,9 +95,11 @@ class Gate:
         if self.pace is None:
             recent = [moment for moment in self.answers if moment > now - 1]
             self.pace = max(float(len(recent)), 1.0)
-        else:
+        elif now - self.cut_at > SETTLED_S:
             self.too_much = self.pace
-            self.pace = max(self.pace * (CUT if now - self.cut_at > SETTLED_S else FIRST_CUT), SLOWEST)
+            self.pace = max(self.pace * CUT, SLOWEST)
+        else:  # what came before is still counted against us, so this pace may have been right
+            self.pace = max(self.pace * CUT_AGAIN, SLOWEST)
         self.cut_at = now
         self.next_at = max(self.next_at, now)
 
@@ -104,7 +107,8 @@ class Gate:
         if self.pace is None:
             self.answers = [*self.answers[-500:], now]
         elif self.pace != self.rate:
-            share = QUICK if self.pace < NEAR * self.too_much else SLOW
+            near = NEAR * self.too_much <= self.pace <= BEYOND * self.too_much
+            share = START if self.too_much == float("inf") else SLOW if near else QUICK
             self.pace = min(self.pace + share, self.rate or float("inf"))
 
 

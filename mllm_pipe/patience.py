@@ -34,6 +34,11 @@ class Patience:
         self.budget: Budget | None = None
         self.memory: Memory | None = None
 
+    @property
+    def run(self) -> str:
+        """The run that is resumed, so that all calls are part of it; "" if none is."""
+        return (self.memory.run if self.memory else None) or ""
+
     def wait_s(self, tries: int, failure: CallFailed) -> float | None:
         """Seconds to wait after so many tries, None to give up. Only what was surely not paid for is asked again,
         unless the user says --retry-unknown.

@@ -98,9 +98,11 @@ class Source:
         complete: Callable[[Record], Record | None] | None = None,
         again: bool = False,
         may_be_empty: bool = False,
+        run: str = "",
         name: str = "stdin",
     ) -> None:
-        """complete: makes a record of a bare message, or gives None. again: a thread may come back (for storing)."""
+        """complete: makes a record of a bare message, or gives None. again: a thread may come back (for storing).
+        run: the one that all threads belong to, whatever their handoffs and the environment say."""
         self.may_be_empty = may_be_empty
         self.outcome, self.pass_on, self.name = outcome, pass_on, name
         self.lines = Lines(descriptor, max_line)
@@ -111,7 +113,7 @@ class Source:
         self.bad_lines_before = 0
         self.cut = False
         self.count = 0
-        self._run = ""
+        self._given_run = self._run = run
 
     def threads(self) -> Iterator[Thread]:
         """Each thread, when it is complete: at its handoff, at the end, or (grouped) when the next one begins."""
@@ -197,7 +199,7 @@ class Source:
         if self.from_pipe and stamp is not None and stamp >= STARTED - FRESH_S:
             inherited = handoff.get("parent_run_id")
             if isinstance(inherited, str) and 0 < len(inherited) <= 200:
-                thread.run = inherited_run() or inherited
+                thread.run = self._given_run or inherited_run() or inherited
         return self._complete(thread)
 
     def _failed_alone(self, handoff: Record) -> Thread | None:

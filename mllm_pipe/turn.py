@@ -116,7 +116,7 @@ def _picked(rival: list[Record], name: str | None) -> Record:
     """The one of several answers to go on from. Usage if it is not named, or the name is of none or of several."""
     authors = [answer.get("author", {}) for answer in rival]
     named = [answer for answer, author in zip(rival, authors, strict=True)
-             if name in (answer["id"], speaker(answer), author.get("runtime"), author.get("model"),
+             if name and name in (answer["id"], speaker(answer), author.get("runtime"), author.get("model"),
                          f"{author.get('runtime')}:{author.get('model')}")]  # fmt: skip
     if len(named) == 1:
         return named[0]

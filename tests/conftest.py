@@ -69,6 +69,17 @@ def sh(script_runner: Any, home: Path, work: Path) -> Any:
     return run
 
 
+@pytest.fixture
+def batch(work: Path) -> Any:
+    """Write so many threads t0, t1, ... of one question each to the file `in`."""
+    line = '{"v":1,"type":"message","thread":"t%d","id":"m%d","role":"user","content":"question %d"}\n'
+
+    def write(count: int) -> None:
+        (work / "in").write_text("".join(line % (n, n, n) for n in range(count)))
+
+    return write
+
+
 def masked(text: str) -> str:
     """Ids, times and durations as one letter each, so that a whole output can be compared."""
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "ID", text)

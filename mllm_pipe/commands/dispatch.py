@@ -92,7 +92,7 @@ def command(prompt: str | None, specs: tuple[str, ...], pick: str | None, jobs: 
     wishes = [wish_of(spec) for spec in specs]
     _same_for_all(wishes, schema, tools, options, _tool_runner(run_tools, timeout) if run_tools else None)
     outcome, sink = Outcome(), Sink(records=not as_text and not dry_run)
-    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line)
+    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     progress = Progress(alone or quiet or dry_run)
     map_of = several(jobs * (len(wishes) - 1))
     stop_when_reader_leaves()

@@ -56,7 +56,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
     refuse_own_output()
     as_text = form == "text" or (form is None and kind_of(1) == "terminal")
     outcome, sink = Outcome(), Sink(records=not as_text)
-    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line)
+    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     stop_when_reader_leaves()
 
     def judge(thread: Thread, made: list[Record]) -> Failure | None:

@@ -1,0 +1,284 @@
+"""Several threads in flight (-j), several agents asked at once (--to a --to b), and how fast a target is asked."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import orjson
+import pytest
+from loopback import serve
+from loopback.play import Play
+
+
+def last_words(text: str) -> str:
+    return text.rsplit(" ", 1)[-1]
+
+
+# -- threads in flight
+
+
+def test_answers_come_in_input_order_whatever_each_takes(sh, batch):
+    batch(20)
+    there = threading.Barrier(4)  # nobody answers before four are there
+
+    def play(number, text):
+        if number <= 4:
+            there.wait(20)
+        return 200, {}, last_words(text)
+
+    with Play(play) as server:
+        ran = sh(f"dispatch -j 4 --to openai-chat:m --base-url {server.url} < in | cat; exit ${{PIPESTATUS[0]}}")
+    assert (ran.status, ran.err, server.most) == (0, "", 4)
+    assert [record["content"] for record in ran.records if record.get("role") == "assistant"] == [str(n) for n in range(20)]
+    assert ran.kinds() == "begin" + " user assistant span ok" * 20 + " end"
+
+
+def test_unordered_gives_what_is_done_and_a_slow_one_holds_nobody_up(sh, batch):
+    batch(6)
+    others = threading.Semaphore(0)
+
+    def play(number, text):
+        if last_words(text) == "0":
+            for _ in range(5):
+                assert others.acquire(timeout=20)
+        else:
+            others.release()
+        return 200, {}, last_words(text)
+
+    with Play(play) as server:
+        ran = sh(f"dispatch -j 2 --unordered --to openai-chat:m --base-url {server.url} < in")
+    said = [record["content"] for record in ran.records if record.get("role") == "assistant"]
+    assert (ran.status, ran.err) == (0, "")
+    assert said[:4] == list("1234") and sorted(said) == list("012345")
+
+
+def test_a_thread_goes_out_while_the_next_is_not_even_there(sh):
+    line = "(printf '%s\\n' '{\"v\":1,\"type\":\"message\",\"thread\":\"a\",\"id\":\"1\",\"role\":\"user\",\"content\":\"x\"}'"
+    first = '{"v":1,"type":"handoff","thread":"a","status":"ok","at":"2026-01-01T00:00:00.000Z","parent_run_id":"r"}'
+    ran = sh(f"mkfifo go; {line}; echo '{first}'; cat go; echo '{{\"v\":1,\"type\":\"end\",\"threads\":1}}') "
+             "| dispatch -j 3 --to echo | (sed '/handoff/q'; echo > go; cat >/dev/null)")  # fmt: skip
+    assert ran.status == 0 and ran.kinds() == "begin user assistant span ok"
+
+
+def test_no_more_is_read_than_the_window_holds(sh, batch):
+    """What is read ahead is bounded: a batch larger than memory goes through."""
+    batch(200)
+    first, taken = threading.Event(), []
+
+    def play(number, text):
+        if last_words(text) == "0":
+            first.wait(20)
+        else:
+            taken.append(text)
+            if len(taken) == 7:  # all that fit beside the first: 2 jobs, 4 each
+                first.set()
+        return 200, {}, "x"
+
+    with Play(play) as server:
+        assert sh(f"dispatch -j 2 --to openai-chat:m --base-url {server.url} < in > out") == (0, "", "")
+    assert len(taken) == 199
+
+
+def test_one_that_fails_stops_no_other_and_bad_lines_go_through(sh, work, batch):
+    batch(8)
+    (work / "in").write_text((work / "in").read_text() + "no record\n")
+    with serve("chat") as server:
+        line = f"dispatch -j 3 --to openai-chat:m --base-url {server.url('400')}/v1 < in > out"
+        ran = sh(line)
+        assert ran.status == 3 and ran.err.count("openai-chat: ") == 8 and len(server.calls()) == 8
+        assert sh("grep -c bad_line out").out == "1\n"
+    ran = sh("dispatch -j 3 --to echo < in | tail -n 1")
+    assert ran.out == '{"v":1,"type":"end","threads":8,"bad_lines":1}\n'
+
+
+def test_a_failed_thread_is_copied_in_its_place(sh, batch):
+    batch(3)
+    ran = sh("dispatch --to 'exec:sh -c \"grep -q 1\"' < in 2>/dev/null | dispatch -j 3 --to echo again | cat")
+    assert [record["status"] for record in ran.records if record["type"] == "handoff"] == ["failed", "ok", "failed"] or (
+        [record["thread"] for record in ran.records if record["type"] == "handoff"] == ["t0", "t1", "t2"])  # fmt: skip
+
+
+def test_a_signal_writes_down_what_had_come_of_all_and_ends_them(sh, work, home, batch):
+    batch(3)
+    (work / "bot.py").write_text("import os, sys, signal\nos.write(1, b'half')\nopen(f'here{os.getpid()}', 'w').close()\nsignal.pause()\n")
+    ran = sh("dispatch -j 3 --to 'exec:python3 bot.py' < in > out & pid=$!; "
+             "until [ $(ls here* 2>/dev/null | wc -l) = 3 ]; do :; done; kill -TERM $pid; wait $pid; echo $?; "
+             "for f in here*; do grep 'State:.[^ZX]' /proc/${f#here}/status 2>/dev/null; done; true")  # fmt: skip
+    assert ran.out == "143\n"
+    journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_text()
+    assert journal.count('"status":"unknown","records"') == 3 and journal.count('"content":"half"') == 3
+
+
+def test_a_reader_that_leaves_ends_all_that_is_in_flight(sh, home, batch):
+    batch(40)
+    with serve("chat") as server:
+        ran = sh(f"dispatch -j 4 --to openai-chat:m --base-url {server.url('ok')}/v1 < in | head -n 1; exit ${{PIPESTATUS[0]}}")
+        assert ran.status == 141 and ran.err == ""
+        assert len(server.calls()) < 40
+    journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_text()
+    assert journal.count('"type":"intent"') == journal.count('"type":"outcome"'), "each call is accounted for"
+
+
+def test_a_full_disk_ends_all_with_74(sh, batch):
+    batch(40)
+    ran = sh("dispatch -j 4 --to echo < in > /dev/full")
+    assert ran.status == 74 and ran.err.startswith("dispatch: stdout cannot be written: No space left on device; ")
+
+
+def test_a_defect_in_a_worker_is_told_as_one(sh, batch):
+    batch(2)
+    ran = sh("ulimit -u 1; ulimit -n 8; dispatch -j 2 --to echo < in > out; true")
+    assert "Traceback" not in ran.err
+
+
+# -- several at once
+
+
+def test_several_are_asked_at_once_and_their_answers_are_siblings(sh):
+    meet = threading.Barrier(3)
+    words = iter("abc")
+
+    def play(number, text):
+        meet.wait(20)  # all three are there at the same time
+        return 200, {}, next(words)
+
+    with Play(play) as server:
+        to = " ".join(f"--to openai-chat:m{n}" for n in range(3))
+        line = f"dispatch {to} --new q | cat"
+        ran = sh(line, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="sk-x")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.kinds() == "begin user" + " assistant span" * 3 + " ok end"
+    answers = [record for record in ran.records if record.get("role") == "assistant"]
+    assert {answer["reply_to"] for answer in answers} == {ran.records[1]["id"]}
+    assert sorted(answer["content"] for answer in answers) == ["a", "b", "c"]
+    spans = [record for record in ran.records if record["type"] == "span"]
+    assert len({span["id"] for span in spans}) == 3 and len({span["parent_run_id"] for span in spans}) == 1
+
+
+def test_one_of_several_that_fails_does_not_fail_the_thread(sh):
+    ran = sh("dispatch --to exec:false --to echo --new q | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == 0 and ran.err.startswith("dispatch: thread ") and "exec: false: exit status 1\n" in ran.err
+    assert ran.kinds() == "begin user span error assistant span ok end"
+    ran = sh("dispatch --to exec:false --to exec:false --new q | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == 3 and ran.err.count("exit status 1") == 2
+    assert ran.kinds() == "begin user span error span error failed end"
+
+
+def test_after_several_answers_the_next_says_which_one_it_goes_on_from(sh):
+    both = "dispatch --to echo --to exec:tac --new q > t"
+    assert sh(f"{both}; dispatch --to echo more < t").status == 2
+    ran = sh("dispatch --to exec:cat --pick exec 'and then?' < t")
+    assert (ran.status, ran.err) == (0, "")
+    chosen = next(record for record in ran.records if record.get("author", {}).get("runtime") == "exec")
+    asked = next(record for record in ran.records if record.get("content") == "and then?")
+    assert asked["reply_to"] == chosen["id"]
+    ran = sh("dispatch --to exec:cat --pick nobody 'and then?' < t")
+    assert ran.status == 2 and "--pick nobody: none of the 2 answers is of that name (" in ran.err
+    ran = sh("dispatch --to echo --to echo --new q > u; dispatch --to echo --pick echo x < u")
+    assert ran.status == 2 and "--pick echo: 2 of the 2 answers is of that name" in ran.err
+
+
+def test_a_person_is_told_who_says_what(sh):
+    ran = sh("dispatch --to echo --to exec:tac --new q --text")
+    assert ran.out.startswith("== echo:echo ==\nq\n\n== exec ==\n")
+
+
+def test_flags_of_one_target_are_refused_for_several(sh):
+    ran = sh("dispatch --to echo --to exec:cat -m x --new q")
+    assert ran == (2, "", "dispatch: --model is for one --to alone; with several say --to RUNTIME:MODEL each\n")
+
+
+def test_what_the_environment_names_is_one_target_with_its_blanks(sh):
+    assert sh("dispatch --new q --text", MLLM_TO="exec:echo a b") == (0, "a b\n", "")
+
+
+# -- how fast
+
+
+@pytest.mark.parametrize("rate", ["20/s", "1200/m"])
+def test_a_rate_is_kept(sh, rate, batch):
+    batch(31)
+    moments = []
+
+    def play(number, text):
+        moments.append(time.monotonic())
+        return 200, {}, "x"
+
+    with Play(play) as server:
+        assert sh(f"dispatch -j 8 --rate {rate} --to openai-chat:m --base-url {server.url} < in > out").status == 0
+    assert moments[-1] - moments[0] >= 30 / 20 - 0.5  # the first ones may be late
+
+
+@pytest.mark.parametrize("rate", ["fast", "0/s", "10", "10/y", "-1/s"])
+def test_a_rate_that_is_none_is_told(sh, rate):
+    ran = sh(f"dispatch --rate {rate} --to echo --new q")
+    assert ran == (2, "", f"dispatch: --rate {rate}: no rate; say 10/s, 500/m or 1000/h\n")
+
+
+def test_a_server_that_says_429_sets_the_pace_and_no_thread_is_lost(sh, batch):
+    """30 a second, bucket of 3: nobody told us."""
+    batch(100)
+    lock, state = threading.Lock(), {"tokens": 3.0, "at": time.monotonic(), "refused": 0}
+
+    def play(number, text):
+        with lock:
+            now = time.monotonic()
+            state["tokens"] = min(3.0, state["tokens"] + (now - state["at"]) * 30)
+            state["at"] = now
+            if state["tokens"] < 1:
+                state["refused"] += 1
+                return 429, {"Retry-After": "0"}, ""
+            state["tokens"] -= 1
+        return 200, {}, last_words(text)
+
+    with Play(play) as server:
+        ran = sh(f"dispatch -j 20 --to openai-chat:m --base-url {server.url} < in > out")
+    assert (ran.status, ran.err) == (0, "")
+    assert state["refused"] < 60, "without a pace it would be several hundred"
+
+
+def test_a_target_that_keeps_failing_is_left_alone_and_tried_again(sh, work, batch):
+    batch(60)
+    with Play(lambda number, text: (503, {}, "")) as server:
+        line = f"dispatch -j 8 --max-retries 0 --fallback exec:cat --to openai-chat:m --base-url {server.url} < in > out"
+        ran = sh(line)
+        assert (ran.status, ran.err) == (0, "")
+        assert server.count < 30, "5 in a row, those already under way, and a try a second"
+    spans = [orjson.loads(line) for line in (work / "out").read_bytes().splitlines() if b'"type":"span"' in line]
+    assert len(spans) == 60 and all(span["runtime"] == "exec" for span in spans)
+    left = [span for span in spans if span["attempts"][0]["duration_ms"] == 0]
+    assert len(left) + server.count == 60 and left[-1]["attempts"][0]["code"] == "overloaded"
+
+
+def test_a_target_that_comes_back_is_waited_for(sh, batch):
+    batch(30)
+
+    def play(number, text):
+        return (503, {}, "") if number <= 6 else (200, {}, "x")
+
+    with Play(play) as server:
+        ran = sh(f"dispatch -j 4 --max-retries 9 --to openai-chat:m --base-url {server.url} < in > out")
+    assert (ran.status, ran.err) == (0, ""), ran.err
+    assert server.count == 6 + 30
+
+
+def test_a_key_that_is_refused_is_not_shown_to_the_server_a_thousand_times(sh, batch):
+    batch(300)
+    with Play(lambda number, text: (401, {}, "")) as server:
+        ran = sh(f"dispatch -j 4 --to openai-chat:m --base-url {server.url} < in > out")
+    assert ran.status == 77 and server.count < 20
+    assert "left alone after 5 failures in a row, the last: " in ran.err
+
+
+# -- a person looks on
+
+
+def test_a_terminal_shows_how_far_it_is_and_a_pipe_does_not(sh, batch):
+    batch(5)
+    line = "dispatch -j 2 --to echo < in > out"
+    shown = sh(f"script -qec '{line}' /dev/null < /dev/null")
+    assert re.search(r"dispatch: \d done, \d in flight, ", shown.out) and shown.out.endswith("\x1b[K")
+    assert sh(f"script -qec '{line} -q' /dev/null < /dev/null").out == ""
+    assert sh(line) == (0, "", "")
