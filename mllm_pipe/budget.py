@@ -34,6 +34,9 @@ LOOK_AGAIN_S = 0.2
 NAMES = ("day_usd", "day_tokens", "run_usd", "run_tokens")
 
 
+Ids = tuple[str, str]  # of a call, and the key of who is asked
+
+
 class Worst(NamedTuple):
     """The most that a call can cost; usd is None where the model has no known price."""
 
@@ -118,6 +121,7 @@ class Budget:
         self.spent = {limit: Decimal(0) for limit in self.own}
         self.reserved = {limit: Decimal(0) for limit in self.own}
         self.ledger = Ledger(any(limit.scope == "run" for limit in self.shared))
+        self.unpaid: set[Ids] = set()  # of calls in flight: who was asked in vain, and surely not paid
 
     def reserve(self, target: dict[str, Any], request: dict[str, Any]) -> Worst:
         """Set the worst case of a call aside, and wait while only calls in flight stand in its way.
@@ -126,9 +130,8 @@ class Budget:
         """
         worst = worst_case(target, request)
         if worst.usd is None and any(limit.unit == "usd" for limit in self.own + self.shared):
-            name = target["model"] or "its model"
-            raise Usage(f"{target['runtime']}: the price of {name} is unknown, so no budget in money can be held; "
-                        "name the model with -m, or limit tokens: --max-tokens-total N")  # fmt: skip
+            raise Usage(f"{target['runtime']}: no budget in money can be held, {_why_unpriced(target)}; "
+                        "or limit tokens: --max-tokens-total N")
         with self.settled:
             for limit in self.own:
                 while self.spent[limit] + self.reserved[limit] + _of(worst, limit) > limit.most:
@@ -139,16 +142,20 @@ class Budget:
                 self.reserved[limit] += _of(worst, limit)
         return worst
 
-    def settle(self, worst: Worst, cost_usd: float | None, usage: dict[str, Any] | None, unpaid: bool) -> None:
+    def settle(
+        self, ids: Ids, worst: Worst, cost_usd: float | None, usage: dict[str, Any] | None, unpaid: bool
+    ) -> None:
         """What the call has cost after all, as of `spent_on`."""
         real = spent_on(worst, cost_usd, usage, unpaid)
+        if unpaid:
+            self.unpaid.add(ids)
         with self.settled:
             for limit in self.own:
                 self.reserved[limit] -= _of(worst, limit)
                 self.spent[limit] += _of(real, limit)
             self.settled.notify_all()
 
-    def admit(self, run: str, worst: Worst, until: float) -> Any:
+    def admit(self, ids: Ids, run: str, worst: Worst, until: float) -> Any:
         """For `journal.intend`: the check that is made under the lock of the journal. None if no limit is shared.
 
         The check raises OverBudget, or gives True if the call may be sent, False if it should be asked for again
@@ -161,7 +168,7 @@ class Budget:
             now = time.time()
             self.ledger.read_on(appender)
             for limit in self.shared:
-                spent, reserved = self.ledger.sums(limit, run, now)
+                spent, reserved = self.ledger.sums(limit, run, now, ids, self.unpaid)
                 if spent + reserved + _of(worst, limit) > limit.most:
                     if spent + _of(worst, limit) > limit.most or not reserved:
                         raise _over(limit, spent, worst)
@@ -191,15 +198,20 @@ class Ledger:
             self.open.clear()
         self.offset = read_new(appender, self.offset, self._take)
 
-    def sums(self, limit: Limit, run: str, now: float) -> tuple[Decimal, Decimal]:
-        """(spent, reserved by calls in flight) of a limit. Who has not ended in time counts as spent."""
-        key = _day(now) if limit.scope == "day" else run
-        spent, reserved = _of(self.spent.get(key, _NOTHING), limit), Decimal(0)
-        for intents in self.open.values():
-            for worst, until, *keys in intents.values():
-                if key in keys and until > now:
+    def sums(self, limit: Limit, run: str, now: float, ids: Ids, unpaid: set[Ids]) -> tuple[Decimal, Decimal]:
+        """(spent, reserved by other calls in flight) of a limit. Who has not ended in time counts as spent.
+
+        ids: of the call that asks; an earlier try of its own is no other call, and spent unless it is in `unpaid`.
+        """
+        where = _day(now) if limit.scope == "day" else run
+        spent, reserved = _of(self.spent.get(where, _NOTHING), limit), Decimal(0)
+        for ident, intents in self.open.items():
+            for key, (worst, until, *places) in intents.items():
+                if where not in places or (ident, key) == ids or (ident, key) in unpaid:
+                    continue
+                if until > now and ident != ids[0]:
                     reserved += _of(worst, limit)
-                elif key in keys:
+                else:
                     spent += _of(worst, limit)
         return spent, reserved
 
@@ -244,6 +256,12 @@ def spent_on(worst: Worst, cost_usd: float | None, usage: dict[str, Any] | None,
         return _NOTHING
     tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0) if usage else worst.tokens
     return Worst(worst.usd if cost_usd is None else Decimal(str(cost_usd)), tokens)
+
+
+def _why_unpriced(target: dict[str, Any]) -> str:
+    if not target["model"]:
+        return "its model is not named; say -m MODEL"
+    return f"the price of {target['model']} is unknown; mllm models --refresh may know it"
 
 
 def entry_of(worst: Worst, until: float) -> dict[str, Any]:

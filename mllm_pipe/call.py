@@ -212,7 +212,7 @@ def _tried(
         if patience.budget and worst:
             said = _priced(target, request, result, failure, io.started_at) or {}
             unpaid = all(attempt["status"] == "error" for attempt in attempts)
-            patience.budget.settle(worst, said.get("cost_usd"), said.get("usage"), unpaid)
+            patience.budget.settle(ids, worst, said.get("cost_usd"), said.get("usage"), unpaid)
 
 
 def _intend(run_id: str, sent: _Sent, patience: Patience, worst: Any) -> None:
@@ -225,7 +225,7 @@ def _intend(run_id: str, sent: _Sent, patience: Patience, worst: Any) -> None:
 
         assert patience.budget
         until = time.time() + io.left_or_none()
-        admit = patience.budget.admit(about["parent_run_id"], worst, until)
+        admit = patience.budget.admit((run_id, key), about["parent_run_id"], worst, until)
         entry["worst"] = budget.entry_of(worst, until)
     while True:
         with _settled():

@@ -67,8 +67,8 @@ def patience_of(flags: dict[str, Any], jobs: int = 1) -> Patience:
 
     Usage if a fallback is unknown, or a limit is none; Missing if the run to resume is.
     """
-    limits = {"first_byte_s": flags["first_byte_s"]}
-    fallbacks = [find(spec, **limits)[0] for spec in flags.pop("fallbacks")]
+    same = {name: flags[name] for name in ("max_tokens", "first_byte_s", "cwd", "allow")}
+    fallbacks = [find(spec, **same)[0] for spec in flags.pop("fallbacks")]
     for target in fallbacks:
         load(target["kind"])
     patience = Patience(flags.pop("max_retries"), flags.pop("retry_after_cap_s"), fallbacks)

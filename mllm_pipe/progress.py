@@ -12,7 +12,7 @@ from mllm_pipe import terminal
 from mllm_pipe.envelope import Record
 from mllm_pipe.stream import read_share
 
-EVERY_S = 0.1  # at most this often
+AFTER_S, EVERY_S = 0.5, 0.1  # not before, and at most this often
 
 
 class Progress:
@@ -21,7 +21,8 @@ class Progress:
     def __init__(self, hidden: bool) -> None:
         self.shown = not hidden and not os.environ.get("CI") and terminal.kind_of(2) == "terminal"
         self.lock = Lock()
-        self.started, self.next_at = time.monotonic(), 0.0
+        self.started = time.monotonic()
+        self.next_at, self.there = self.started + AFTER_S, False
         self.whole = self.failed = self.inside = self.tokens = self.unpriced = 0
         self.cost_usd = 0.0
 
@@ -47,7 +48,7 @@ class Progress:
                 self.cost_usd += span["cost_usd"] or 0.0
                 self.unpriced += span["cost_usd"] is None and span["status"] == "ok"
         if time.monotonic() >= self.next_at:
-            self.next_at = time.monotonic() + EVERY_S
+            self.next_at, self.there = time.monotonic() + EVERY_S, True
             terminal.show_status(self.line(time.monotonic() - self.started, read_share()))
 
     def line(self, passed_s: float, share: float | None) -> str:
@@ -65,6 +66,6 @@ class Progress:
         return ", ".join(said)
 
     def end(self) -> None:
-        """Take the line away."""
-        if self.shown:
+        """Take the line away, if it is there."""
+        if self.there:
             terminal.show_status("")

@@ -25,7 +25,7 @@ def say(text: str) -> None:
 
 def show_status(text: str) -> None:
     """A line that stays the last one on the terminal of stderr and is replaced by the next; "" takes it away."""
-    _status[:] = [f"{program()}: {safe(text)}"[: os.get_terminal_size(2).columns - 1]] if text else []
+    _status[:] = [f"{program()}: {safe(text)}"[: (os.get_terminal_size(2).columns or 80) - 1]] if text else []
     _to_stderr(_WIPE + "".join(_status))
 
 

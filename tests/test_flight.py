@@ -133,6 +133,19 @@ def test_a_defect_in_a_worker_is_told_as_one(sh, batch):
     assert "Traceback" not in ran.err
 
 
+def test_two_hundred_pipes_at_once_lose_nothing(sh, home):
+    """Each with its own journal line before and after: in a fresh home, where all make the folder at once."""
+    with Play(lambda number, text: (200, {}, last_words(text))) as server:
+        pipe = f"thread-append --new 'question N' | dispatch --to openai-chat:m --base-url {server.url} > N.jsonl"
+        assert sh(f'seq 200 | xargs -P 32 -I N bash -o pipefail -c "{pipe}"') == (0, "", "")
+        assert server.count == 200
+    assert sh("cat *.jsonl | grep -c '\"role\":\"assistant\"'; for n in $(seq 200); do grep -q 'content\":\"'$n'\"' $n.jsonl "
+              "|| echo $n; done; cat *.jsonl | trace --all | wc -l").out == "200\n200\n"  # fmt: skip
+    journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_bytes().splitlines()
+    kinds = [(entry["type"], entry.get("status")) for entry in map(orjson.loads, journal)]
+    assert kinds.count(("intent", None)) == kinds.count(("outcome", "ok")) == 200 and len(kinds) == 400
+
+
 # -- several at once
 
 
@@ -275,10 +288,11 @@ def test_a_key_that_is_refused_is_not_shown_to_the_server_a_thousand_times(sh, b
 # -- a person looks on
 
 
-def test_a_terminal_shows_how_far_it_is_and_a_pipe_does_not(sh, batch):
-    batch(5)
-    line = "dispatch -j 2 --to echo < in > out"
-    shown = sh(f"script -qec '{line}' /dev/null < /dev/null")
-    assert re.search(r"dispatch: \d done, \d in flight, ", shown.out) and shown.out.endswith("\x1b[K")
+def test_a_terminal_shows_how_far_it_is_and_a_pipe_does_not(sh, work, batch):
+    batch(6)
+    (work / "bot").write_text("sleep 0.3; echo hello\n")
+    line = 'dispatch -j 2 --to "exec:sh bot" < in > out'
+    shown = sh(f"script -qec 'stty cols 120; {line}' /dev/null < /dev/null")
+    assert re.search(r"dispatch: [1-6] done, [0-2] in flight, \d:\d\d left", shown.out) and shown.out.endswith("\x1b[K")
     assert sh(f"script -qec '{line} -q' /dev/null < /dev/null").out == ""
     assert sh(line) == (0, "", "")
