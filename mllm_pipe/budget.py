@@ -96,7 +96,8 @@ def worst_case(target: dict[str, Any], request: dict[str, Any]) -> Worst:
         return Worst(Decimal(0), 0)
     row = models.find(target["runtime"], target["model"])
     told = orjson.dumps([request.get("tools"), request.get("schema")])
-    prompt = window.estimate(request) + int(len(told) / window.BYTES_A_TOKEN) + getattr(runtime, "OWN_TOKENS", 0)
+    prompt = window.estimate(request) + int(len(told) / window.BYTES_A_TOKEN)
+    prompt += getattr(runtime, "OWN_TOKENS", {}).get(target["allow"], 0)
     options = request.get("options", {})
     given = options.get("max_tokens")
     answer = given if isinstance(given, int) else target["max_tokens"] or models.output_limit(row) or LONGEST_ANSWER

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from loopback import Loopback
 
+from mllm_pipe import window
 from mllm_pipe.errors import CallFailed
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -91,6 +92,11 @@ class Program:
 
         with ThreadPoolExecutor(2) as pool:
             yield from zip(scenarios, pool.map(outcome, scenarios), strict=True)
+
+    def own_tokens(self, *turns: dict[str, Any]) -> float:
+        """About how many tokens the program added by itself to its first request for the turns."""
+        sent = json.dumps(self.calls()[0]["body"], ensure_ascii=False).encode()
+        return len(sent) / window.BYTES_A_TOKEN - window.estimate({"system": "SYS", "turns": turns})
 
     def calls(self) -> list[dict[str, Any]]:
         return self.server.calls()

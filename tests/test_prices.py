@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,7 @@ from loopback import serve
 
 from mllm_pipe import models
 from mllm_pipe.prices import buckets, cost_of, cost_of_call, off_peak, rates
-from mllm_pipe.runtimes import anthropic
+from mllm_pipe.runtimes import anthropic, load
 
 ROWS = [(provider, model) for provider, known in models.table()["models"].items() for model in known]
 SIMPLE = [(provider, model) for provider, model in ROWS if "off_peak" not in models.find(provider, model)]
@@ -234,3 +235,24 @@ def test_an_answer_that_was_cut_has_no_cost(sh):
         line = f"dispatch --to anthropic/claude-opus-5-5 --base-url {server.url('cut')} --new hi | cat"
         (span,) = spans(sh(line, ANTHROPIC_API_KEY="sk-ant-canary"))
     assert (span["status"], span["cost_usd"]) == ("unknown", None)
+
+
+# -- in a budget ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["echo", "replay:t"])
+def test_what_costs_nothing_needs_no_budget(sh, work, spec):
+    (work / "t").write_text('{"role":"assistant","content":"hi"}\n')
+    ran = sh(f"dispatch --to {spec} --max-cost 0 --max-tokens-total 0 --new hi --text")
+    assert (ran.status, ran.out, ran.err) == (0, "hi\n", "")
+
+
+@pytest.mark.parametrize("kind", ["claude", "codex", "gemini", "opencode"])
+@pytest.mark.parametrize("allow", [None, "read", "write", "all"])
+def test_the_worst_case_of_a_program_has_what_it_adds_by_itself(sh, kind, allow):
+    flags = "--max-tokens 100 --max-tokens-total 10" + f" --allow {allow}" * bool(allow)
+    ran = sh(f"dispatch --to {kind}:m/m {flags} --new hi -q | cat; exit ${{PIPESTATUS[0]}}")
+    api = sh(f"dispatch --to openai:m {flags} --new hi -q | cat; exit ${{PIPESTATUS[0]}}")
+    assert (ran.status, api.status, ran.kinds()) == (4, 4, "begin user error failed end")
+    most, bare = (int(re.search(r"could cost (\d+) tokens", one.err)[1]) for one in (ran, api))
+    assert most - bare == load(kind).OWN_TOKENS[allow] and bare > 100

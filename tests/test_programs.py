@@ -100,6 +100,7 @@ def test_ten_turns_with_calls_arrive_as_turns(program: Program) -> None:
 
 def test_usage_and_cost_are_in_our_terms(program: Program) -> None:
     result = program.ask(user("hi"))
+    assert program.own_tokens(user("hi")) < program.module.OWN_TOKENS[None]
     expected = {
         "claude": {"input_tokens": 23, "cache_read_tokens": 7, "cache_write_tokens": 5, "output_tokens": 23},
         "codex": {"input_tokens": 31, "cache_read_tokens": 7, "cache_write_tokens": 0, "output_tokens": 13,

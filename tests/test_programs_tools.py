@@ -90,6 +90,7 @@ def test_tools_work_in_the_directory_as_far_as_allowed(
     result = program.ask(*before, user("go"), scenario="tool", cwd=str(project), allow=allow)
     assert result["finish"] == "stop"
     assert len(program.calls()) == 2
+    assert program.own_tokens(*before, user("go")) < program.module.OWN_TOKENS[allow]
     tools = offered(program.calls()[0]["body"])
     shells, writers = {"run_shell_command", "bash"}, {"write_file", "replace", "write", "edit"}
     assert (bool(tools & shells), bool(tools & writers)) == (allow == "all", allow != "read")
@@ -113,6 +114,7 @@ def test_the_tools_of_the_siblings_too(
     monkeypatch.setattr(dialect, "ARGUMENTS", arguments)
     result = sibling.ask(*TEN_TURNS, user("go"), scenario="tool", cwd=str(project), allow=allow)
     assert (result["finish"], len(sibling.calls())) == ("stop", 2)
+    assert sibling.own_tokens(*TEN_TURNS, user("go")) < sibling.module.OWN_TOKENS[allow]
     done = [what[1] for _, kind, what in sibling.sent() if kind == "result"][-1]
     if allow == "read":
         assert "THERE" in json.dumps(done)
@@ -129,4 +131,5 @@ def test_without_leave_no_tool_is_offered_and_none_runs(
     program.ask(user("look at @there.txt"), scenario="tool", cwd=str(project))
     assert offered(program.calls()[0]["body"]) == set()
     assert program.sent()[1:] == [["user", "text", "look at @there.txt"]]
+    assert program.own_tokens(user("look at @there.txt")) < program.module.OWN_TOKENS[None]
     assert not (project / "made.txt").exists()

@@ -10,6 +10,10 @@ file and its events. Further names that a module may define:
     STREAMS = True              it reports text as it comes, by io.text
     TAKES_OPTIONS = True        it sends request["options"] and request["tools"]; of others they are listed as lost
     API = "anthropic"           with TAKES_OPTIONS: the API by which mllm_pipe.models.fit knows its options
+    FREE = True                 a call costs nothing: no budget is set aside for it
+    OWN_TOKENS = {None: 400, "read": 2700, "write": 4100, "all": 9000}
+                                tokens that a program adds to each request by itself, its tools above all, by what
+                                target["allow"] says; for the worst case of a budget, so rather too many than too few
     def usable(target) -> str   "" when the runtime could be called here, else why not; sends nothing
     def preview(target, request) -> dict
                                 what `call` would send, keys masked: {"url", "headers", "body"} of an API,

@@ -27,6 +27,7 @@ from mllm_pipe.runtimes import _child, _faults, _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, login_at, uuid_of, write, wrong_program
 
 STREAMS = True
+OWN_TOKENS = {None: 900, "read": 2100, "write": 2100, "all": 2100}
 
 KEYS = ("OPENAI_API_KEY", "CODEX_API_KEY")
 LONGEST_PROMPT = 1 << 20  # characters; codex refuses more on stdin, but takes it in a rollout

@@ -12,6 +12,8 @@ import orjson
 
 from mllm_pipe.errors import CallFailed
 
+FREE = True
+
 
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
     """The last user turn's text, or a value of request["schema"]. CallFailed("empty") if the turn has no text."""

@@ -31,6 +31,7 @@ from mllm_pipe.runtimes import _child, _files, _gemini_reply, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, login_at, uuid_of, write, wrong_program
 
 STREAMS = True
+OWN_TOKENS = {None: 150, "read": 1600, "write": 3100, "all": 7300}
 
 Json = dict[str, Any]
 

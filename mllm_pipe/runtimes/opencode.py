@@ -23,6 +23,7 @@ from mllm_pipe.runtimes import _child, _endpoint, _files, _opencode_reply, _turn
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, write, wrong_program
 
 STREAMS = True
+OWN_TOKENS = {None: 150, "read": 1500, "write": 2400, "all": 6800}
 
 Json = dict[str, Any]
 

@@ -17,6 +17,8 @@ from mllm_pipe.lines import parse
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, branch, parts_of, view
 
+FREE = True
+
 _lock = threading.Lock()
 _files: dict[str, tuple[dict[bytes, Any], list[Any]]] = {}
 _next: dict[str, Any] = {}
