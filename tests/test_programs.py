@@ -265,6 +265,14 @@ def test_an_answer_cut_short_by_the_vendor_is_an_answer_and_says_so(
     assert result["parts"][0]["text"].startswith("LOOPBACK-OK")
 
 
+@pytest.mark.parametrize("program", [claude], ids=["claude"], indirect=True)
+def test_a_limit_of_the_answer_is_held(program: Program) -> None:
+    result = program.ask(user("hi"), scenario="length", max_tokens=77)
+    (call,) = program.calls()
+    assert (call["body"]["max_tokens"], result["finish"], result["usage"]["output_tokens"]) == (77, "length", 23)
+    assert result["parts"] == [{"type": "text", "text": "".join(program.io.pieces)}]
+
+
 def test_a_refused_connection_is_known(program: Program) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -26,7 +26,8 @@ def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
     status = handler.error_status() if is_call(handler.command, path) else 404
     if status:
         code = ERRORS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        error = {"message": f"loopback says {status}", "type": code, "param": None, "code": code}
+        said = f"loopback says {status}" + ": The requested model does not exist." * (status == 404)
+        error = {"message": said, "type": code, "param": None, "code": code}
         return handler.send_json({"error": error}, status)
     given = body.get("input", [])
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
