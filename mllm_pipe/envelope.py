@@ -38,7 +38,7 @@ def new_id() -> str:
 
 def timestamp(seconds: float | None = None) -> str:
     """RFC 3339 in UTC with milliseconds, of `seconds` since the epoch, or of now."""
-    milliseconds = int((time.time() if seconds is None else seconds) * 1000)
+    milliseconds = round((time.time() if seconds is None else seconds) * 1000)
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
     return f"{whole}.{milliseconds % 1000:03d}Z"
 

@@ -169,4 +169,4 @@ def test_ids_are_uuid7_and_sort_by_time():
 def test_times_round_trip_to_the_millisecond(milliseconds):
     stamp = envelope.timestamp(milliseconds / 1000)
     assert VALIDATOR.is_valid({"v": 1, "type": "begin", "at": stamp})
-    assert abs(envelope.seconds_of(stamp) * 1000 - milliseconds) <= 1
+    assert round(envelope.seconds_of(stamp) * 1000) == milliseconds
