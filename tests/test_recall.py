@@ -184,7 +184,7 @@ def test_a_batch_that_is_killed_again_and_again_pays_for_nothing_twice(home, wor
             with open(work / "in", "rb") as given, open(work / "out", "wb") as taken:
                 return subprocess.Popen(line, stdin=given, stdout=taken, cwd=work, env=environment(home, **RUN))
 
-        for kill in range(kills):
+        for _ in range(kills):
             victim, until = start(), server.count + chance.randint(1, 45)
             while server.count < until and victim.poll() is None and server.count < 500:
                 os.sched_yield()

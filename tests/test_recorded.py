@@ -82,7 +82,7 @@ def test_every_recorded_reply_becomes_records_and_goes_back_as_it_came(sh, work,
     first = [{"v": 1, "type": "message", "thread": recording, "id": "q", "role": "user", "content": recording}
              for recording in server.recordings]  # fmt: skip
     (work / "asked").write_text("".join(json.dumps(record) + "\n" for record in first))
-    to = f"dispatch -q -j 4 --max-retries 0 --to {name}:m --base-url {server.url}"
+    to = f"dispatch -q -j 4 --retry-after-cap 1 --to {name}:m --base-url {server.url}"
     ran = sh(f"{to} < asked | tee answers | {to} 'And then?' > again; mllm validate < again")
     assert ran.status == 0 and ran.out.endswith(" records hold to the envelope, 0 lines do not\n")
     assert ran.err.count("\n") == len(set(NO_ANSWER) & set(server.recordings))  # each is told of once
