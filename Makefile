@@ -35,6 +35,7 @@ manual: .venv/ready
 bench: .venv/ready
 	sh tests/bench/startup.sh
 	sh tests/bench/copy.sh
+	sh tests/bench/checks.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -21,6 +21,13 @@ class NoVerdict(Failure):
     code = "no_verdict"
 
 
+class Undecided(Failure):
+    """What the verdict hangs on cannot be known."""
+
+    status = NO_VERDICT
+    code = "no_verdict"
+
+
 def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rubric: dict[str, Any],
               about: dict[str, Any], made: list[Record], outcome: Outcome,
               timeout: float, patience: Patience) -> Failure | None:  # fmt: skip

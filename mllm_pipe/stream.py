@@ -242,6 +242,7 @@ class Sink:
     def __init__(self, *, records: bool = True) -> None:
         """records: False when stdout is to carry text for a person, and no records at all."""
         self.records = records
+        self.terminal = kind_of(1) == "terminal"
         self.baton = records and kind_of(1) == "pipe"
         self.begun = False
         self.handed = 0
@@ -272,7 +273,7 @@ class Sink:
                 lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1], *lines]
             self.begun = True
             data = b"\n".join(lines) + b"\n"
-            write(safe(data.decode("utf-8", "replace")).encode() if kind_of(1) == "terminal" else data)
+            write(safe(data.decode("utf-8", "replace")).encode() if self.terminal else data)
 
     def end(self, source: Source | None, outcome: Outcome) -> None:
         """Write the end record, unless the input itself was cut: then the next command shall see it too."""

@@ -74,15 +74,17 @@ def rivals(records: list[Record], tip: Record) -> list[Record]:
     """The answers of one fan-out, none of them preferred: `tip` and its siblings of the same run; [] if it has none."""
     if any(record.get("preferred") == tip["id"] for record in records) or tip["role"] != "assistant":
         return []
-    parent_of = parents(records)
-    answers = [
+    of_run = [
         record
         for record in records
         if record["type"] == "message"
         and record["role"] == "assistant"
         and record.get("parent_run_id") == tip.get("parent_run_id") is not None
-        and parent_of[record["id"]] == parent_of[tip["id"]]
     ]
+    if len(of_run) < 2:
+        return []
+    parent_of = parents(records)
+    answers = [record for record in of_run if parent_of[record["id"]] == parent_of[tip["id"]]]
     return answers if len(answers) > 1 else []
 
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
-from mllm_pipe import cli, rubrics, verdict
+from mllm_pipe import checks, cli, rubrics
+from mllm_pipe import reference as references
 from mllm_pipe.agents import find
 from mllm_pipe.call import Io, stop_when_reader_leaves
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
-from mllm_pipe.judging import by_model, verdict_record
+from mllm_pipe.judging import Undecided, by_model, verdict_record
 from mllm_pipe.patience import patience_of
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
-from mllm_pipe.thread import admitted, branch, rivals, text_of
+from mllm_pipe.thread import admitted, branch, rivals
 from mllm_pipe.turn import CUT_SHORT, NEXT_STEP, complaint, cut_short
 
 
@@ -25,16 +26,21 @@ from mllm_pipe.turn import CUT_SHORT, NEXT_STEP, complaint, cut_short
 @click.option("--by", "spec", envvar="MLLM_BY", metavar="SPEC", help="Who judges, as in dispatch --to; $MLLM_BY.")
 @click.option("--rubric", metavar="RUBRIC", help="By what: a NAME (correctness), @FILE, or a text of several words.")
 @click.option("--check", "rules", multiple=True, metavar="RULE",
-              help="A check without a model: contains:TEXT, regex:RE, json, schema:FILE, exec:CMD, max-chars:N.")
+              help="A check without a model: contains:TEXT, equals:TEXT, regex:RE, json, schema:FILE, jsonpath:$.PATH, "
+                   "similar:0.8:TEXT, max-cost:USD, exec:CMD, ...; 2*RULE counts twice.")
+@click.option("--need", default="all", metavar="all|any|SHARE", help="How many checks must hold (default all).")
+@click.option("--cascade", is_flag=True, help="The checks first, and the model only where they pass.")
+@click.option("--reference", metavar="FILE",
+              help="A right answer: for all threads, or in FILE.jsonl by thread.")
 @click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE",
               help="Least score that passes (default: the rubric's).")
 @click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options
 @cli.stream_options
-def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_at: float | None, advise: bool,
-            form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,
-            **flags: Any) -> int:  # fmt: skip
+def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: str, cascade: bool,
+            reference: str | None, pass_at: float | None, advise: bool, form: str | None, grouped: bool, max_line: int,
+            quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
     """Judge the answer at the end of each thread on stdin.
 
     A negative verdict is status 1, no valid verdict 6. The thread goes on with the verdict.
@@ -43,7 +49,10 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
         raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
     if rubric and not spec:
         raise Usage("a rubric needs a judge: --by SPEC; checks do without")
-    checks = {rule: verdict.check(rule, _runner(timeout), timeout) for rule in rules}
+    if cascade and not (rubric and rules):
+        raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
+    tests, share = [checks.check(rule, _runner(timeout), timeout) for rule in rules], checks.needed(need)
+    reference_of = references.read(reference) if reference else lambda thread: None
     measure = rubrics.find(rubric) if rubric else None
     if measure and pass_at is not None:
         measure["pass_at"] = pass_at
@@ -65,11 +74,14 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], pass_a
             return thread.fault
         messages = _judged(thread)
         about = {"about": [messages[-1]["id"]], "parent_run_id": thread.run}
-        if checks:
-            found = verdict.findings(checks, text_of(messages[-1]["content"]))
+        if tests:
+            found = checks.findings(tests, share, checks.Subject(messages, thread, reference_of(thread.id)))
             author = {"agent": "check", "runtime": "check"}
             made.append(verdict_record(thread, about | {"author": author, "rubric": "check"} | found))
-        if not measure or not target:
+            if found["pass"] is None:
+                return Undecided("; ".join(f"{one['name']}: {one['reason']}" for one in found["criteria"]
+                                           if one["pass"] is None))  # fmt: skip
+        if not measure or not target or (cascade and not found["pass"]):
             return None
         return by_model(thread, messages, target, measure, about, made, outcome, timeout, patience)
 
@@ -125,12 +137,12 @@ def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
 
 
-def _runner(timeout: float) -> Callable[[str, bytes], tuple[bool, str]]:
-    """exec:CMD as a check: the answer on its stdin, status 0 passes. CallFailed if it cannot be run."""
+def _runner(timeout: float) -> Callable[[list[str] | str, bytes], tuple[bool, str]]:
+    """A program as a check: the answer on its stdin, status 0 passes. CallFailed if it cannot be run."""
 
-    def run(command_line: str, answer: bytes) -> tuple[bool, str]:
-        target = find(f"exec:{command_line}")[0]
-        status, said = load("command").run_check(target["argv"], answer, Io(timeout).left)
+    def run(command_line: list[str] | str, answer: bytes) -> tuple[bool, str]:
+        argv = find(f"exec:{command_line}")[0]["argv"] if isinstance(command_line, str) else command_line
+        status, said = load("command").run_check(argv, answer, Io(timeout).left)
         if status >= 126:  # not found, not executable, killed: it has not judged
             why = f"--check exec:{command_line}: exit status {status}{said and ': ' + said}"
             raise CallFailed("exit", why, billed="no")

@@ -1,0 +1,186 @@
+"""judge --check: what each rule holds to, how several count together, and what keeps a hostile text from hanging it."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from test_dispatch import calls, thread
+
+from mllm_pipe import jsonpath, likeness
+
+CHECKS = [
+    ("contains:bc", "abcd", 0), ("contains:zz", "abcd", 1),
+    ("equals:a b", " a b\n", 0), ("equals:a b", "a  b", 1),
+    ("starts:ab", "\nabcd", 0), ("starts:bc", "abcd", 1),
+    ("regex:^a.*d$", "abcd", 0), ("regex:^b", "abcd", 1),
+    ("json", '{"a":1}', 0), ("json", "{a:1}", 1), ("json", '{"a":NaN}', 1),
+    ("schema:s.json", '{"n":1}', 0), ("schema:s.json", '{"n":"x"}', 1), ("schema:s.json", "no json", 1),
+    ("jsonpath:$.n", '{"n":null}', 0), ("jsonpath:$.n", '{"m":1}', 1), ("jsonpath:$.n", "no json", 1),
+    ("jsonpath:$.n[-1].k=\"v\"", '{"n":[1,{"k":"v"}]}', 0), ("jsonpath:$.n=1", '{"n":1.0}', 0),
+    ("jsonpath:$.n=1", '{"n":true}', 1), ("jsonpath:$.l[*].x=2", '{"l":[{"x":1},{"x":2}]}', 0),
+    ("jsonpath:$[\"a b\"]={\"c\":[1]}", '{"a b":{"c":[1]}}', 0), ("jsonpath:$.*=3", '{"a":[3]}', 1),
+    ("similar:0.57:sitting", "kitten", 0), ("similar:0.58:sitting", "kitten", 1),
+    ("rouge:0.75:police killed the gunman", "police kill the gunman", 0),
+    ("rouge:0.76:police killed the gunman", "Police kill the gunman!", 1),
+    ("exec:grep -q bc", "abcd", 0), ("exec:grep -q zz", "abcd", 1),
+    ("max-chars:4", "abcd", 0), ("max-chars:3", "abcd", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "answer", "status"), CHECKS)
+def test_checks_need_no_model(sh, work, home, rule, answer, status):
+    (work / "s.json").write_text('{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}')
+    thread(work, ("user", "q"), ("assistant", answer))
+    ran = sh(f"judge --check '{rule}' < t")
+    assert (ran.status, ran.err) == (status, "")
+    assert ran.records[3]["criteria"][0]["name"] == rule and ran.records[3]["pass"] is (status == 0)
+    assert calls(home) == 0
+
+
+def test_all_checks_must_hold(sh, work):
+    thread(work, ("user", "q"), ("assistant", "abc"))
+    ran = sh("judge --check contains:a --check contains:z --format text < t")
+    assert ran == (1, "fail  0.50  thread t\n      1.00  contains:a: it is there\n      0.00  contains:z: it is not there\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "score", "status"),
+    [
+        ("--need all", 0.75, 1), ("--need any", 0.75, 0), ("--need 0.75", 0.75, 0), ("--need 0.76", 0.75, 1),
+        ("--need any --check contains:y", 0.6, 0),
+    ],
+)  # fmt: skip
+def test_checks_have_weights_and_as_many_must_hold_as_are_needed(sh, work, flags, score, status):
+    thread(work, ("user", "q"), ("assistant", "abc"))
+    ran = sh(f"judge --check 3*contains:a --check contains:z {flags} < t")
+    assert (ran.status, ran.records[3]["score"], ran.err) == (status, score, "")
+    assert [(one["name"], one["weight"]) for one in ran.records[3]["criteria"]][:2] == [("contains:a", 3.0), ("contains:z", 1.0)]
+
+
+def test_none_of_them_is_not_any(sh, work):
+    thread(work, ("user", "q"), ("assistant", "abc"))
+    assert sh("judge --check contains:y --check contains:z --need any < t").status == 1
+
+
+def test_a_reference_is_one_text_or_one_for_each_thread(sh, work):
+    thread(work, ("user", "q"), ("assistant", "Paris"))
+    (work / "gold").write_text("Paris\n")
+    assert sh("judge --check equals --check similar:0.8 --check rouge:1 --reference gold < t").status == 0
+    (work / "gold.jsonl").write_text('{"thread":"t","reference":"Rome"}\n')
+    assert sh("judge --check equals --reference gold.jsonl < t").status == 1
+    (work / "gold.jsonl").write_text('{"thread":"u","reference":"Rome"}\n')
+    ran = sh("judge --check equals --reference gold.jsonl < t")
+    assert (ran.status, ran.err) == (2, "judge: thread t: a --check has nothing to compare with: say it after a colon, "
+                                        "or give --reference FILE\n")  # fmt: skip
+
+
+def test_cost_and_time_are_those_of_the_calls_that_made_the_answer(sh):
+    line = "dispatch -q --to echo --new q | judge"
+    assert sh(f"{line} --check max-cost:0 --check max-latency:1m >/dev/null").status == 0
+    assert sh(f"{line} --check max-latency:0ms >/dev/null").status == 1
+
+
+def test_a_cost_that_nobody_knows_is_no_verdict(sh):
+    ran = sh("dispatch -q --to exec:cat --new q | judge --check max-cost:1 | jq -c 'select(.type==\"verdict\")|[.pass,.score]'; exit ${PIPESTATUS[1]}")
+    assert ran.out == "[null,null]\n"
+    assert ran.err.endswith("max-cost:1: what it cost is unknown\n") and ran.status == 6
+
+
+def test_a_tool_was_called_in_the_turn_that_the_answer_ends(sh, work):
+    call = {"type": "tool_call", "id": "c", "name": "clock", "arguments": {}}
+    result = {"type": "tool_result", "call_id": "c", "content": "noon"}
+    thread(work, ("user", "q"), ("assistant", [call]), ("tool", [result]), ("assistant", "It is noon."))
+    assert sh("judge --check tool-called:clock < t").status == 0
+    ran = sh("judge --check tool-called:calendar --format text < t")
+    assert (ran.status, ran.out) == (1, "fail  0.00  thread t\n      0.00  tool-called:calendar: it called clock\n")
+    thread(work, ("user", "q"), ("assistant", [call]), ("tool", [result]), ("assistant", "noon"), ("user", "sure?"), ("assistant", "yes"))
+    assert sh("judge --check tool-called:clock < t").status == 1
+
+
+def test_a_cascade_asks_the_model_only_where_the_checks_pass(sh, work, home):
+    thread(work, ("user", "q"), ("assistant", "abc"))
+    line = "judge --cascade --by echo --rubric correctness --check contains"
+    assert sh(f"{line}:z < t").status == 1 and calls(home) == 0
+    ran = sh(f"{line}:a < t")
+    assert (ran.status, calls(home)) == (0, 1)
+    assert [record["author"]["agent"] for record in ran.records if record["type"] == "verdict"] == ["check", "judge"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "err"),
+    [
+        ("similar:2:x", "say a share from 0 to 1, and perhaps :TEXT after it"),
+        ("similar:0.5:", "say a share from 0 to 1, and perhaps :TEXT after it"),
+        ("rouge:x", "x is no number"),
+        ("jsonpath:a", "a path begins with $"),
+        ("jsonpath:$..a", "no step at '..a'; there are .name ['name'] [0] [-1] .* [*], and = before a value"),
+        ("jsonpath:$[?@.a]", "no step at '[?@.a]'; there are .name ['name'] [0] [-1] .* [*], and = before a value"),
+        ("jsonpath:$.a=x", "'x' is no JSON; a text has quotes: =\"text\""),
+        ("max-cost:-1", "-1 is no number"),
+        ("max-latency:2", "no time; say 500ms, 2s or 1m"),
+    ],
+)
+def test_a_rule_that_is_none_is_refused(sh, work, rule, err):
+    thread(work, ("user", "q"), ("assistant", "a"))
+    assert sh(f"judge --check '{rule}' < t") == (2, "", f"judge: --check {rule}: {err}\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "err"),
+    [
+        ("--check contains", "--check 'contains': say contains:TEXT"),
+        ("--check 0*json", "--check '0*json': a weight is more than 0"),
+        ("--check json --need 2", "--need 2: say all, any, or a share of the weights above 0 and up to 1"),
+        ("--check json --cascade", "--cascade needs both: --check RULE, and --rubric with --by"),
+        ("--check equals --reference none", "--reference none: No such file or directory"),
+        ("--check equals --reference bad.jsonl", '--reference bad.jsonl: line 1: no {"thread": TEXT, "reference": TEXT}'),
+    ],
+)
+def test_flags_of_checks_that_make_no_sense_are_refused(sh, work, flags, err):
+    thread(work, ("user", "q"), ("assistant", "a"))
+    (work / "bad.jsonl").write_text('{"thread":"t"}\n')
+    ran = sh(f"judge {flags} < t")
+    assert (ran.out, ran.err) == ("", f"judge: {err}\n") and ran.status in (2, 66)
+
+
+def test_a_text_that_keeps_a_check_busy_is_cut_off(sh, work):
+    thread(work, ("user", "q"), ("assistant", "a" * 40 + "!"))
+    ran = sh("judge --timeout 0.3 --check 'regex:(a+)+$' < t > out")
+    assert (ran.status, ran.err) == (124, "judge: thread t: a --check took longer than 0.3 s; --timeout sets the limit\n")
+    (work / "t").write_bytes(b"")
+    thread(work, ("user", "q"), ("assistant", "ab" * 400_000))
+    (work / "long").write_text("ba" * 400_000)
+    ran = sh("judge --timeout 0.3 --check similar:0.5 --reference long < t > out")
+    assert (ran.status, ran.err) == (124, "judge: thread t: a --check took longer than 0.3 s; --timeout sets the limit\n")
+
+
+def test_a_hostile_span_is_no_cost(sh, work):
+    span = {"v": 1, "type": "span", "thread": "t", "id": "r", "op": "dispatch", "status": "ok", "cost_usd": "0",
+            "started_at": "2026-11-22T20:13:43Z", "duration_ms": 1}  # fmt: skip
+    answer = {"v": 1, "type": "message", "thread": "t", "id": "a", "role": "assistant", "content": "x", "run_id": "r"}
+    (work / "t").write_bytes(orjson.dumps(answer) + b"\n" + orjson.dumps(span) + b"\n")
+    ran = sh("judge --check max-cost:1 < t > out")
+    assert ran.status == 65
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "distance"),
+    [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("intention", "execution", 5), ("é", "e", 1)],
+)
+def test_the_levenshtein_distance_is_that_of_the_textbooks(one, other, distance):
+    assert likeness.distance(one, other, int) == likeness.distance(other, one, int) == distance
+
+
+def test_rouge_l_is_that_of_its_paper():
+    """Lin 2004, §3.1: the three sentences of its example, F1 of recall 3/4 and 2/4."""
+    reference = "police killed the gunman"
+    assert likeness.rouge_l("police kill the gunman", reference, int) == 0.75
+    assert likeness.rouge_l("the gunman kill police", reference, int) == 0.5
+    assert likeness.rouge_l("", reference, int) == 0.0
+
+
+def test_a_path_selects_what_rfc_9535_says():
+    document = {"a": {"b": [1, 2, {"c": "x"}], "é": None}, "l": [[1], [2, 3]], "k k": 5, "e": []}
+    found = {path: jsonpath.select(document, jsonpath.parse(path)[0]) for path in
+             ("$.a.b[-1].c", "$.l[*][*]", "$['k k']", "$.a.é", "$.e[0]", "$.x.y", "$.a[0]")}  # fmt: skip
+    assert list(found.values()) == [["x"], [1, 2, 3], [5], [None], [], [], []]
