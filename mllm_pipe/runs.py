@@ -1,7 +1,8 @@
-"""Runs, folded from the spans of a stream: what ran, how long, for how much, and where it was handed over.
+"""Runs, folded from records: what ran, how long, for how much, what came of it, and where it was handed over.
 
 Money is summed over spans by id, once, in exact decimals; a span without a known cost makes the sum a floor, and
-`unpriced` counts them.
+`unpriced` counts them. Durations are those of clocks that do not step; the waits between spans are differences of
+clocks that may, and are never negative.
 """
 
 from __future__ import annotations
@@ -9,87 +10,157 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+import orjson
+
 from mllm_pipe.envelope import Record, seconds_of, timestamp
+from mllm_pipe.lines import digest
 
 USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+KINDS = ("span", "message", "verdict", "route", "summary", "error")  # what a run is made of
 _WORST = {"ok": 0, "no": 1, "unknown": 2, "error": 3}
+_OF_SPAN = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
+            "usage", "cost_usd", "stage", "input_id", "output_ids")  # fmt: skip
 
 
 class Fold:
     """Takes records as they come, keeps of them what runs are made of, and gives the runs."""
 
-    def __init__(self) -> None:
-        self.spans: dict[tuple[str, str], Record] = {}  # by (thread, id)
-        self.messages: dict[tuple[str, str], tuple[str, float | None, str | None]] = {}  # (who, when, reply_to)
-        self.no: set[str] = set()  # runs with a negative verdict, or none where one was asked for
-        self.failed: set[str] = set()  # runs with a thread that could not go on
+    def __init__(self, *, digests: bool = False, texts: bool = False) -> None:
+        """digests: of each message its size and sha256 are wanted. texts: messages and summaries are kept whole."""
+        self.digests, self.texts = digests, texts
+        self.spans: dict[str, Record] = {}
+        self.messages: dict[tuple[str, str], Record] = {}  # without their content, unless texts are kept
+        self.findings: dict[tuple[str, str], Record] = {}  # verdicts, routes, summaries, errors
+        self.made_by: dict[tuple[str, str], str] = {}  # (thread, id of a record): id of the span that made it
 
     def take(self, record: Record) -> None:
-        """Use a record: spans, messages and verdicts count."""
-        kind, thread = record["type"], record["thread"]
+        """Use a record; one of a kind that no run is made of is passed over, and so is one that was here before."""
+        kind, key = record["type"], (record["thread"], record["id"])
         if kind == "span":
-            self.spans.setdefault((thread, record["id"]), record)
+            if self.spans.setdefault(record["id"], record) is record:
+                for ident in record.get("output_ids", []):
+                    self.made_by[record["thread"], ident] = record["id"]
         elif kind == "message":
-            author = record.get("author", {})
-            who = author.get("runtime") or author.get("agent") or record["role"]
-            at = seconds_of(record["at"]) if "at" in record else None
-            self.messages.setdefault((thread, record["id"]), (who, at, record.get("reply_to")))
-        elif kind == "verdict" and record["pass"] is not True and "parent_run_id" in record:
-            self.no.add(record["parent_run_id"])
-        elif kind == "error" and "parent_run_id" in record:
-            self.failed.add(record["parent_run_id"])
+            if key not in self.messages:
+                self.messages[key] = record if self.texts else {n: v for n, v in record.items() if n != "content"}
+                if self.digests:
+                    self.messages[key] = self.messages[key] | digest_of(record)
+        elif kind in KINDS and key not in self.findings:
+            plain = self.texts or kind not in ("summary", "error")
+            self.findings[key] = record if plain else {n: v for n, v in record.items() if n != "content"}
 
     def runs(self, wanted: set[str] | None = None) -> list[dict[str, Any]]:
         """One object for each run (of those wanted), the oldest first."""
-        by_run: dict[str, list[Record]] = {}
+        spans_of: dict[str, list[Record]] = {}
         for span in self.spans.values():
-            by_run.setdefault(span.get("parent_run_id", "-"), []).append(span)
-        if wanted is not None:
-            for ident in wanted & (self.failed | self.no):  # a run in which nothing could be sent is a run
-                by_run.setdefault(ident, [])
-            by_run = {ident: spans for ident, spans in by_run.items() if ident in wanted}
-        runs = [self._run(ident, sorted(spans, key=_started)) for ident, spans in by_run.items()]
-        return sorted(runs, key=lambda run: run["started_at"] or "")
+            spans_of.setdefault(span.get("parent_run_id", "-"), []).append(span)
+        findings_of: dict[str, list[Record]] = {}
+        for finding in self.findings.values():
+            span = self.spans.get(str(self.maker(finding)), finding)
+            findings_of.setdefault(span.get("parent_run_id", "-"), []).append(finding)
+        known = set(spans_of) | {ident for ident, found in findings_of.items() if ident != "-"
+                                 and any(_unspanned(finding) for finding in found)}  # fmt: skip
+        runs = [self._run(ident, sorted(spans_of.get(ident, []), key=_order), findings_of.get(ident, []))
+                for ident in known if wanted is None or ident in wanted]  # fmt: skip
+        return sorted(runs, key=lambda run: (run["started_at"] or "", run["id"]))
 
-    def _run(self, ident: str, spans: list[Record]) -> dict[str, Any]:
-        stages = [_stage(span) for span in spans]
-        start = min(map(_started, spans), default=0.0)
-        end = max(map(_ended, spans), default=0.0)
+    def join(self, other: Fold) -> None:
+        """Take all that another fold has."""
+        self.spans |= other.spans
+        self.messages |= other.messages
+        self.findings |= other.findings
+        self.made_by |= other.made_by
+
+    def maker(self, record: Record) -> str | None:
+        """The id of the span that made a record; None if nobody says."""
+        return self.made_by.get((record["thread"], record["id"])) or record.get("run_id")
+
+    def _run(self, ident: str, spans: list[Record], findings: list[Record]) -> dict[str, Any]:
+        starts = [start for span in spans if (start := seconds_of(span["started_at"])) is not None]
+        ends = [end for span in spans if (end := ended(span)) is not None]
         statuses = [span["status"] for span in spans]
-        statuses += ["no"] * (ident in self.no) + ["error"] * (ident in self.failed)
+        statuses += ["no" for finding in findings if _says_no(finding)]
+        statuses += ["error" for one in findings if one["type"] == "error" and "parent_run_id" in one]
+        edges = {span["id"]: self.edges(span) for span in spans}
         return {
             "type": "run",
             "id": ident,
             "group": next((span["group"] for span in spans if "group" in span), None),
             "status": max(statuses, key=_WORST.__getitem__, default="ok"),
-            "started_at": timestamp(start) if spans else None,
-            "duration_ms": round((end - start) * 1000, 3),
+            "started_at": timestamp(min(starts)) if starts else None,
+            "duration_ms": round((max(ends) - min(starts)) * 1000, 3) if starts else 0.0,
             "usage": usage_of(spans),
             "cost_usd": cost_of(spans),
             "unpriced": sum(span.get("cost_usd") is None for span in spans),
-            "stages": stages,
-            "handoffs": self._handoffs(spans),
+            "stages": [self._stage(span, findings, edges[span["id"]]) for span in spans],
+            "findings": [_finding(one) for one in findings if self.maker(one) not in {span["id"] for span in spans}],
+            "handoffs": [edge for span in spans for edge in edges[span["id"]]],
         }
 
-    def _handoffs(self, spans: list[Record]) -> list[dict[str, Any]]:
-        """Every edge: the newest answer that a span worked on, else the question; its maker, and how long it waited."""
-        makers = {(s["thread"], made): s for s in self.spans.values() for made in s.get("output_ids", [])}
-        edges = []
-        for span in spans:
-            if "input_id" not in span:
-                continue
-            thread, message = span["thread"], span["input_id"]
-            above: str | None = message
-            while above and (thread, above) not in makers:
-                above = self.messages.get((thread, above), ("", None, None))[2]
-            maker = makers.get((thread, above)) if above else None
-            who, at, _ = self.messages.get((thread, message), ("user", None, None))
-            ready = _ended(maker) if maker else at
-            edge = {"from": _label(maker) if maker else who, "to": _label(span), "thread": thread}
-            edge["message_id"] = above or message
-            edge["wait_ms"] = None if ready is None else max(0.0, round((_started(span) - ready) * 1000, 3))
-            edges.append(edge)
-        return edges
+    def _stage(self, span: Record, findings: list[Record], edges: list[dict[str, Any]]) -> dict[str, Any]:
+        stage = {"run_id": span["id"], "thread": span["thread"]}
+        stage |= {name: span[name] for name in _OF_SPAN if name in span}
+        attempts = span.get("attempts", [])
+        if len(attempts) > 1 or any(attempt["status"] != "ok" for attempt in attempts):
+            stage["attempts"] = attempts
+        if span.get("losses"):
+            stage["losses"] = span["losses"]
+        waits = [edge["wait_ms"] for edge in edges if (span["thread"], edge["message_id"]) in self.made_by]
+        if waits and None not in waits:
+            stage["wait_ms"] = min(waits)  # since the last of what it worked on was there
+        own = [_finding(finding) for finding in findings if self.maker(finding) == span["id"]]
+        return stage | ({"findings": own} if own else {})
+
+    def edges(self, span: Record) -> list[dict[str, Any]]:
+        """What was handed to a span: the newest answer that it worked on, or all that it compared, else the question;
+        who made it, and how long it waited. bytes and sha256 are there if digests were wanted and it is known."""
+        thread, found = span["thread"], []
+        for ident in self._handed(span):
+            maker = self.spans.get(self.made_by.get((thread, ident), ""))
+            message = self.messages.get((thread, ident), {})
+            author = message.get("author", {})
+            ready = ended(maker) if maker else seconds_of(message["at"]) if "at" in message else None
+            started = seconds_of(span["started_at"])
+            asked = "user" if ident == span["input_id"] and span["op"] == "dispatch" else "earlier run"
+            who = maker or {"runtime": author.get("runtime") or author.get("agent") or message.get("role", asked)}
+            edge = {"from": label(who), "to": label(span), "thread": thread, "message_id": ident,
+                    "wait_ms": None if ready is None or started is None
+                    else max(0.0, round((started - ready) * 1000, 3))}  # fmt: skip
+            if self.digests:
+                ends = {"from": maker or author, "to": span}
+                edge |= {f"{end}_{name}": one.get(name) for end, one in ends.items()
+                         for name in ("agent", "runtime", "model")}  # fmt: skip
+                edge |= {"from_run_id": maker["id"] if maker else None, "to_run_id": span["id"]}
+                edge |= {name: message.get(name) for name in ("bytes", "sha256")}
+            found.append(edge)
+        return found
+
+    def _handed(self, span: Record) -> list[str]:
+        """Ids of the messages that a span worked on."""
+        thread = span["thread"]
+        for ident in span.get("output_ids", []):
+            about = self.findings.get((thread, ident), {}).get("about", [])
+            if len(about) > 1:
+                return list(dict.fromkeys(about))
+        if "input_id" not in span:
+            return []
+        above = span.get("handed_id") or span["input_id"]
+        while above and (thread, above) not in self.made_by:
+            above = self.messages.get((thread, above), {}).get("reply_to")
+        return [above or span.get("handed_id") or span["input_id"]]
+
+    def unresolved(self) -> set[str]:
+        """Threads in which an answer was worked on that nobody here made: it is of another run."""
+        return {span["thread"] for span in self.spans.values() for ident in self._handed(span)
+                if (ident == span.get("handed_id") or span["op"] != "dispatch")
+                and (span["thread"], ident) not in self.made_by}  # fmt: skip
+
+
+def digest_of(message: Record) -> dict[str, Any]:
+    """Size and sha256 of a message's content: of the text in UTF-8, of parts as JSON without blanks."""
+    content = message["content"]
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else orjson.dumps(content)
+    return {"bytes": len(data), "sha256": digest(data)}
 
 
 def usage_of(spans: list[Record]) -> dict[str, int]:
@@ -104,80 +175,34 @@ def cost_of(spans: list[Record]) -> float | None:
     return float(sum(known, Decimal())) if known else None
 
 
-def _stage(span: Record) -> dict[str, Any]:
-    names = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
-             "usage", "cost_usd", "stage")  # fmt: skip
-    stage = {"run_id": span["id"], "thread": span["thread"]}
-    stage |= {name: span[name] for name in names if name in span}
-    losses = span.get("losses")
-    if losses:
-        stage["losses"] = len(losses)
-    return stage
-
-
-def _label(span: Record) -> str:
+def label(span: Record) -> str:
+    """Who a span, or an author, is, in words: the runtime, and the agent that it speaks for."""
     agent = span.get("agent")
-    runtime = str(span.get("runtime", span["op"]))
+    runtime = str(span.get("runtime", span.get("op", "user")))
     return f"{agent} ({runtime})" if agent and agent != "assistant" else runtime
 
 
-def _started(span: Record) -> float:
+def ended(span: Record) -> float | None:
+    """When a span ended, in seconds of the epoch: its start and its duration, so never before it began."""
+    start = seconds_of(span["started_at"])
+    return None if start is None else start + float(span["duration_ms"]) / 1000
+
+
+def _order(span: Record) -> float:
     return seconds_of(span["started_at"]) or 0.0
 
 
-def _ended(span: Record) -> float:
-    return _started(span) + float(span["duration_ms"]) / 1000
+def _unspanned(finding: Record) -> bool:
+    return finding["type"] != "summary" and finding.get("code") not in ("bad_line", "torn")
 
 
-# -- for a person
-
-
-def table(runs: list[dict[str, Any]]) -> str:
-    """The runs as a table: a line a stage, then the total."""
-    if not runs:
-        return "no runs\n"
-    return "\n".join(_table_of(run) for run in runs)
-
-
-def _table_of(run: dict[str, Any]) -> str:
-    head = f"run {run['id']}  {run['status']}  {run['started_at'] or ''}\n"
-    heads = ("", "stage", "runtime", "model", "status", "time", "first", "in", "cached", "out", "cost")
-    rows: list[tuple[str, ...]] = [heads]
-    for number, stage in enumerate(run["stages"], 1):
-        what = stage["op"] if stage.get("agent") in (None, "assistant") else f"{stage['op']} {stage['agent']}"
-        rows.append(
-            (str(number), what, stage.get("runtime", "-"), stage.get("model") or "-", stage["status"],
-             _time(stage["duration_ms"]), _time(stage.get("first_token_ms")), *_tokens(stage.get("usage") or {}),
-             _money(stage.get("cost_usd"), 0))
-        )  # fmt: skip
-    rows.append(("", "total", "", "", "", _time(run["duration_ms"]), "", *_tokens(run["usage"]),
-                 _money(run["cost_usd"], run["unpriced"])))  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-    waits = "".join(
-        f"   handoff  {edge['from']} -> {edge['to']}  {edge['message_id']}  waited {_time(edge['wait_ms'])}\n"
-        for edge in run["handoffs"]
+def _says_no(finding: Record) -> bool:
+    return finding["type"] == "verdict" and finding["pass"] is not True or (
+        finding["type"] == "route" and finding["by"] == "none"
     )
-    return head + "\n".join(lines) + "\n" + waits
 
 
-def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    cells = zip(row, widths, strict=True)
-    return [cell.rjust(width) if column > 4 else cell.ljust(width) for column, (cell, width) in enumerate(cells)]
-
-
-def _time(milliseconds: float | None) -> str:
-    if milliseconds is None:
-        return "-"
-    return f"{milliseconds / 1000:.2f}s" if milliseconds >= 1000 else f"{milliseconds:.0f}ms"
-
-
-def _tokens(usage: dict[str, int]) -> list[str]:
-    """Of the prompt, of it from a cache, of the answer."""
-    return [str(usage.get(name, "-")) for name in ("input_tokens", "cache_read_tokens", "output_tokens")]
-
-
-def _money(cost: float | None, unpriced: int) -> str:
-    if cost is None:
-        return "unknown"
-    return f"${cost:.6f}" + (f" + {unpriced} unpriced" if unpriced else "")
+def _finding(record: Record) -> dict[str, Any]:
+    names = ("type", "thread", "at", "rubric", "pass", "score", "preferred", "consistent", "self_judged", "about",
+             "router", "target", "by", "confidence", "reason", "covers", "code", "message", "billed")  # fmt: skip
+    return {name: record[name] for name in names if name in record}

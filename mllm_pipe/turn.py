@@ -210,6 +210,9 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
     dropped = max(0, len(messages) - wish.last) if wish.last else 0
     about = {"thread": thread.id, "op": "dispatch", "slot": "response", "agent": agent["name"],
              "parent_run_id": thread.run, "input_id": tip}  # fmt: skip
+    handed = next((message["id"] for message in reversed(messages) if message["role"] == "assistant"), tip)
+    if handed != tip:
+        about["handed_id"] = handed
     if agent["system"]:
         about["system"] = agent["system"]
     if dropped:

@@ -1,78 +1,96 @@
-"""trace: what ran, how long it took, what it cost, where it was handed over. It ends a pipe."""
+"""trace: what ran, how long it took, what it cost, where it was handed over. It ends a pipe, or asks the journal."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
-import orjson
 
 from mllm_pipe import cli
-from mllm_pipe.envelope import Record, admit
-from mllm_pipe.errors import FAILED, BadRecord, Outcome, Usage
-from mllm_pipe.runs import Fold, table
-from mllm_pipe.stream import Sink, Source, refuse_own_output, show
-from mllm_pipe.terminal import kind_of, safe, say
+from mllm_pipe.errors import Outcome, Usage
+from mllm_pipe.runs import Fold
+from mllm_pipe.stream import refuse_own_output, show
+from mllm_pipe.terminal import kind_of, safe
+from mllm_pipe.tracing import forms, gather, ledger
+from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
 
 
 @click.command("trace", context_settings={"max_content_width": 100})
+@click.argument("run", required=False)
+@click.option("--journal", is_flag=True, help="Ask the journal, whatever stdin is.")
 @click.option("--all", "every", is_flag=True, help="Every run of the stream, not only those that this pipe made.")
+@click.option("-n", "--newest", type=click.IntRange(0), default=20, metavar="N",
+              help="Of the journal, the newest N runs (default 20; 0: all).")
+@click.option("--thread", metavar="ID|FILE", help="Runs of this thread, or of the threads of a file.")
+@click.option("--since", metavar="TIME", help="Begun then or later: today, 12h, 2d, a date, RFC 3339.")
+@click.option("--until", metavar="TIME", help="Begun before that.")
+@click.option("--group", metavar="NAME", help="Runs of this group.")
+@click.option("--status", type=click.Choice(["ok", "no", "unknown", "error"]), help="Runs, or calls, that ended so.")
+@click.option("--runtime", metavar="NAME", help="With a call of this runtime.")
+@click.option("--model", metavar="NAME", help="With a call that this model answered.")
+@click.option("--agent", metavar="NAME", help="With a call of this agent.")
+@click.option("--slot", metavar="NAME", help="With a call of this slot: response, router, summarizer, evaluator.")
+@click.option("--by", type=click.Choice(ledger.KEYS), help="Sums over the calls, one line for each of these.")
+@click.option("--handoffs", is_flag=True, help="One line for each message that was handed over.")
+@click.option("--sql", metavar="SELECT", help="Ask the journal's index; man trace has its views.")
 @click.option("--tee", is_flag=True, help="Copy the stream to stdout, and speak on stderr.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "ndjson"]),
-              help="table on a terminal, ndjson in a pipe.")
+@click.option("--format", "form", type=click.Choice(forms.FORMS),
+              help="table on a terminal (tree of a single RUN), ndjson in a pipe.")
 @cli.stream_options
-def command(every: bool, tee: bool, form: str | None, grouped: bool, max_line: int, quiet: bool) -> int:
-    """Show the runs of a stream.
+def command(run: str | None, journal: bool, every: bool, newest: int, thread: str | None, since: str | None,
+            until: str | None, by: str | None, handoffs: bool, sql: str | None, tee: bool, form: str | None,
+            grouped: bool, max_line: int, quiet: bool, **asked: Any) -> int:  # fmt: skip
+    """Show what ran, how long it took, what it cost, and where it was handed over.
 
-    From a pipe: the runs of its handoffs. From a file: all its runs. A run is what one pipeline did: its stages in
-    order, with time, tokens, cost and handoffs, and their total.
+    At the end of a pipe: the runs of its handoffs. From a file: all its runs. With neither: the newest of the journal,
+    or RUN, by its id or the beginning of one. A run is what one pipeline did.
+
+    \b
+    $ dispatch -q --to echo --new "Say hello." | trace --format tree
+    $ trace --by model --since today
+    $ trace --sql 'select model, count(*) as calls from spans group by model'
     """
-    if kind_of(0) in ("terminal", "null"):
-        raise Usage("no stream to trace; pipe one in, or: trace < FILE")
-    refuse_own_output()
-    outcome, fold, wanted = Outcome(), Fold(), set[str]()
-    sink = Sink(records=tee)
-    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, again=True)
-    handed = False
-    for thread in source.threads():
-        for record in thread.records:
-            if record["type"] in ("span", "message", "verdict", "error"):
-                _take(fold, record, thread.raws[record["id"]], outcome)
-        if thread.fault:
-            say(f"thread {thread.id}: {thread.fault}")
-            outcome.fail(thread.fault.status)
-        elif thread.status == "failed":
-            outcome.fail(FAILED)
-        outcome.said_no = outcome.said_no or thread.status == "no"
-        if thread.handed:
-            handed = True
-            wanted.add(thread.run)
-        sink.thread(thread, [], "failed" if thread.fault else thread.status)
-    sink.end(source, outcome)
-    runs = fold.runs(wanted if handed and source.from_pipe and not every else None)
-    form = form or ("table" if kind_of(2 if tee else 1) == "terminal" else "ndjson")
-    if form == "table":
-        text = table(runs)
-    elif form == "json":
-        text = orjson.dumps(runs, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    if (by is not None) + handoffs + (sql is not None) > 1:
+        raise Usage("--by, --handoffs and --sql are three questions; ask one")
+    asks_journal = journal or kind_of(0) in ("terminal", "null")
+    if asks_journal and (tee or every):
+        raise Usage("--tee and --all are for a stream on stdin, and there is none")
+    form = form or ("ndjson" if kind_of(2 if tee else 1) != "terminal" else "tree" if run else "table")
+    wanted = Selection(run, since=moment(since, "--since"), until=moment(until, "--until"),
+                       **{name: asked[name] for name in ("group", "status", *OF_CALL)})  # fmt: skip
+    fold, outcome = Fold(digests=handoffs), Outcome()
+    file = thread and os.path.isfile(thread)
+    if thread:
+        wanted.threads = gather.from_file(thread, fold, outcome) if file else frozenset([thread])
+    if sql is not None or by and asks_journal and not file:
+        from mllm_pipe.tracing.index import Index
+
+        rows = Index().query(sql) if sql is not None else Index().by(str(by), wanted)
+        _speak(forms.of_sums(rows, by, form) if by else forms.of_rows(rows, form), tee)
+        return outcome.status()
+    if not asks_journal:
+        refuse_own_output()
+        runs = gather.chosen(fold, wanted, gather.from_stream(fold, outcome, every, tee, grouped, max_line))
+    elif file:
+        runs = gather.with_journal(fold, wanted)
     else:
-        text = "".join(orjson.dumps(run, option=orjson.OPT_APPEND_NEWLINE).decode() for run in runs)
-    if tee:
-        os.write(2, safe(text).encode())
+        runs = gather.from_journal(fold, wanted, newest)
+    if by:
+        text = forms.of_sums(ledger.by(gather.spans_of(fold, runs, wanted), by), by, form)
+    elif handoffs:
+        text = forms.of_rows(gather.handoffs(runs), form)
     else:
-        show(text)
+        text = forms.of_runs(runs, form, brief=asks_journal and not run and not file)
+    _speak(text, tee)
     return outcome.status()
 
 
-def _take(fold: Fold, record: Record, line: bytes, outcome: Outcome) -> None:
-    """Use a record, through the full door; one that does not pass is told of, and left out of the sums."""
-    try:
-        admit(record, line)
-    except BadRecord as fault:
-        outcome.bad_lines += 1
-        say(f"thread {record['thread']}: record {record['id']}: {fault}; left out")
+def _speak(text: str, aside: bool) -> None:
+    if aside:
+        os.write(2, safe(text).encode())
     else:
-        fold.take(record)
+        show(text)
 
 
 def main() -> None:

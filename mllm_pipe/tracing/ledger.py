@@ -1,0 +1,112 @@
+"""Sums over the calls of many runs, one line a model, runtime, agent, slot, group, day or thread.
+
+A percentile is the smallest duration that so many of the calls did not exceed (nearest rank), and durations are
+counted with three significant digits, so that the sums of any number of calls fit into memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from decimal import Decimal
+from math import ceil
+from typing import Any
+
+from mllm_pipe.envelope import Record
+from mllm_pipe.runs import USAGE
+
+KEYS = ("model", "runtime", "agent", "slot", "group", "day", "thread")
+PICODOLLARS = 10**12  # costs are summed as whole numbers of these: no price has more digits
+
+
+class Sum:
+    """What the calls of one key come to."""
+
+    def __init__(self) -> None:
+        self.calls = self.failed = self.unpriced = self.cost = 0  # cost in picodollars
+        self.usage: dict[str, int] = {}
+        self.durations: Counter[float] = Counter()
+        self.firsts: Counter[float] = Counter()
+
+    def add(self, span: Record) -> None:
+        """Count a call. It failed if it gave no whole answer, also where nobody knows."""
+        self.calls += 1
+        self.failed += span["status"] != "ok"
+        cost = span.get("cost_usd")
+        if cost is None:
+            self.unpriced += 1
+        else:
+            self.cost += picodollars(cost)
+        for name, value in (span.get("usage") or {}).items():
+            if name in USAGE:
+                self.usage[name] = self.usage.get(name, 0) + value
+        self.durations[rounded(span["duration_ms"])] += 1
+        if span.get("first_token_ms") is not None:
+            self.firsts[rounded(span["first_token_ms"])] += 1
+
+    def row(self, key: str | None) -> dict[str, Any]:
+        """The line of a key. cost_usd is None if no call's cost is known, and a floor if `unpriced` is not 0."""
+        known = self.unpriced < self.calls
+        return {
+            "key": key,
+            "calls": self.calls,
+            "failed": self.failed,
+            "usage": {name: self.usage[name] for name in USAGE if name in self.usage},
+            "cost_usd": float(Decimal(self.cost) / PICODOLLARS) if known else None,
+            "unpriced": self.unpriced,
+            "p50_ms": percentile(self.durations, 50),
+            "p95_ms": percentile(self.durations, 95),
+            "p50_first_token_ms": percentile(self.firsts, 50),
+            "p95_first_token_ms": percentile(self.firsts, 95),
+        }
+
+
+def by(spans: list[Record], key: str) -> list[dict[str, Any]]:
+    """A line for each value of the key among the spans; the dearest first, then those with the most calls."""
+    sums: dict[str | None, Sum] = {}
+    for span in spans:
+        value = span["started_at"][:10] if key == "day" else span.get(key)
+        sums.setdefault(value, Sum()).add(span)
+    return rows_of(sums, key)
+
+
+def rows_of(sums: dict[str | None, Sum], key: str) -> list[dict[str, Any]]:
+    """The lines of sums by key, in the order of `by`; days stand by date."""
+    rows = [found.row(value) for value, found in sums.items()]
+    if key == "day":
+        return sorted(rows, key=lambda row: row["key"])
+    return sorted(rows, key=lambda row: (-(row["cost_usd"] or 0), -row["calls"], row["key"] or ""))
+
+
+def picodollars(cost: float) -> int:
+    """US dollars as a whole number of picodollars. Below $1000 the product of the floats is off by less than half of
+    one; above, the digits that the float is written with count."""
+    return round(cost * 1e12) if cost < 1000 else round(Decimal(repr(cost)) * PICODOLLARS)
+
+
+def rounded(milliseconds: float) -> float:
+    """A duration with three significant digits."""
+    return float(f"{milliseconds:.3g}")
+
+
+def percentile(counts: Counter[float], share: int) -> float | None:
+    """The smallest of the values counted that `share` percent of them do not exceed; None if there are none."""
+    rank = ceil(counts.total() * share / 100)
+    for value in sorted(counts):
+        rank -= counts[value]
+        if rank <= 0:
+            return value
+    return None
+
+
+def as_table(rows: list[dict[str, Any]], key: str) -> str:
+    """The lines for a person."""
+    from mllm_pipe.tracing.words import columns, money, time, tokens
+
+    if not rows:
+        return "no calls\n"
+    heads = (key, "calls", "failed", "in", "cached", "out", "p50", "p95", "first p50", "first p95", "cost")
+    lines: list[tuple[str, ...]] = [heads]
+    lines += [(row["key"] or "-", str(row["calls"]), str(row["failed"]), *tokens(row["usage"]),
+               *(time(row[name]) for name in ("p50_ms", "p95_ms", "p50_first_token_ms", "p95_first_token_ms")),
+               money(row["cost_usd"], row["unpriced"])) for row in rows]  # fmt: skip
+    return "\n".join(columns(lines, 1)) + "\n"
