@@ -109,4 +109,4 @@ def as_table(rows: list[dict[str, Any]], key: str) -> str:
     lines += [(row["key"] or "-", str(row["calls"]), str(row["failed"]), *tokens(row["usage"]),
                *(time(row[name]) for name in ("p50_ms", "p95_ms", "p50_first_token_ms", "p95_first_token_ms")),
                money(row["cost_usd"], row["unpriced"])) for row in rows]  # fmt: skip
-    return "\n".join(columns(lines, 1)) + "\n"
+    return "\n".join(columns(lines, range(1, len(heads)))) + "\n"

@@ -23,7 +23,7 @@ def _list(runs: list[Run]) -> str:
     rows += [(run["id"], run["started_at"] or "-", run["status"], run["group"] or "-", str(len(run["stages"])),
               time(run["duration_ms"]), *tokens(run["usage"]), money(run["cost_usd"], run["unpriced"]))
              for run in runs]  # fmt: skip
-    return "\n".join(columns(rows, 4)) + "\n"
+    return "\n".join(columns(rows, range(4, len(rows[0])))) + "\n"
 
 
 def _stages(run: Run) -> str:
@@ -41,16 +41,15 @@ def _stages(run: Run) -> str:
         f"   handoff  {edge['from']} -> {edge['to']}  {edge['message_id']}  waited {time(edge['wait_ms'])}\n"
         for edge in run["handoffs"]
     )
-    return head + "\n".join(columns(rows, 5)) + "\n" + waits
+    return head + "\n".join(columns(rows, range(5, len(heads)))) + "\n" + waits
 
 
 def of_rows(rows: list[dict[str, Any]]) -> str:
-    """Objects that have the same fields as a table: numbers to the right, texts to the left."""
+    """Objects that have the same fields as a table; numbers stand to the right."""
     if not rows:
         return "nothing\n"
-    names = sorted(rows[0], key=lambda name: isinstance(rows[0][name], int | float))
-    left = sum(not isinstance(rows[0][name], int | float) for name in names)
-    return "\n".join(columns([names, *([_word(row[name]) for name in names] for row in rows)], left)) + "\n"
+    right = [place for place, value in enumerate(rows[0].values()) if isinstance(value, int | float)]
+    return "\n".join(columns([list(rows[0]), *([_word(value) for value in row.values()] for row in rows)], right)) + "\n"
 
 
 def csv(rows: list[dict[str, Any]]) -> str:

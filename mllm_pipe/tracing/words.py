@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from unicodedata import combining, east_asian_width
 
 from mllm_pipe.terminal import safe
@@ -58,10 +58,10 @@ def fit(text: str, columns: int, *, right: bool = False) -> str:
     return blanks + text if right else text + blanks
 
 
-def columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell; all but the first `left` columns stand to the right."""
+def columns(rows: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
+    """Rows as lines, each column as wide as its widest cell. right: numbers of the columns that stand to the right."""
     rows = [[cell(one) for one in row] for row in rows]
     widths = [max(width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(fit(one, wide, right=column >= left)
+    return ["  ".join(fit(one, wide, right=column in right)
                       for column, (one, wide) in enumerate(zip(row, widths, strict=True))).rstrip()
             for row in rows]  # fmt: skip
