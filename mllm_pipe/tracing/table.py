@@ -49,7 +49,8 @@ def of_rows(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "nothing\n"
     right = [place for place, value in enumerate(rows[0].values()) if isinstance(value, int | float)]
-    return "\n".join(columns([list(rows[0]), *([_word(value) for value in row.values()] for row in rows)], right)) + "\n"
+    words = [[_word(value) for value in row.values()] for row in rows]
+    return "\n".join(columns([list(rows[0]), *words], right)) + "\n"
 
 
 def csv(rows: list[dict[str, Any]]) -> str:
