@@ -8,9 +8,11 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe import places, runtimes
+from mllm_pipe import runtimes
+from mllm_pipe.configuration import Configuration, source_of, where
+from mllm_pipe.configuration import nearest as nearest
+from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.errors import Usage
-from mllm_pipe.terminal import note
 
 Target = dict[str, Any]
 Agent = dict[str, Any]
@@ -62,8 +64,7 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
             raise Usage("replay: no file; say replay:FILE")
         target = {"runtime": "replay", "kind": "replay", "path": rest}
     else:
-        cut = min((spec.index(mark) for mark in ":/" if mark in spec), default=len(spec))
-        name, wanted = spec[:cut], spec[cut + 1 :] or None
+        name, wanted = parted(spec)
         target, agent = _named(name)
         if wanted:
             target["model"] = wanted
@@ -73,6 +74,12 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
     if model:
         target["model"] = model
     return target, agent
+
+
+def parted(spec: str) -> tuple[str, str]:
+    """(name, model) of a SPEC; "" for no model."""
+    cut = min((spec.index(mark) for mark in ":/" if mark in spec), default=len(spec))
+    return spec[:cut], spec[cut + 1 :]
 
 
 def _words(command: str, spec: str) -> list[str]:
@@ -93,98 +100,54 @@ def _named(name: str) -> tuple[Target, Agent]:
     if name in known:
         return {"runtime": name, "kind": "openai-chat"} | known[name], agent
     configuration = read_configuration()
-    if name in configuration.get("agents", {}):
+    if name in configuration["agents"]:
         configured = configuration["agents"][name]
-        if not isinstance(configured.get("runtime"), str):
-            raise Usage(f"{configuration['file']}: agents.{name}: runtime is missing")
-        same = configured["runtime"] == name  # an agent may bear the name of its runtime
-        target, _ = _named_runtime(name, configuration) if same else find(configured["runtime"])
+        if "runtime" not in configured:
+            raise Usage(f"{where(configuration, 'agents', name)}: agents.{name}: runtime is missing")
+        target = _runtime_of(name, configured["runtime"], configuration)
         said = {key: configured.get(key) for key in ("system", "instruction")}
         return target, _NOBODY | said | {"name": name, "models": configured.get("models", {})}
-    if name in configuration.get("runtimes", {}):
+    if name in configuration["runtimes"]:
         return _named_runtime(name, configuration)[0], agent
-    everything = [*builtin(), *known, *configuration.get("agents", {}), *configuration.get("runtimes", {})]
+    everything = [*builtin(), *known, *configuration["agents"], *configuration["runtimes"]]
     raise Usage(f"{name!r} is no runtime or agent{nearest(name, everything)}; mllm doctor lists what is usable here")
 
 
-def _named_runtime(name: str, configuration: dict[str, Any]) -> tuple[Target, Agent]:
-    configured = dict(configuration.get("runtimes", {}).get(name, {}))
+def _runtime_of(agent: str, spec: str, configuration: Configuration) -> Target:
+    """The target of an agent. A runtime may bear the name of an agent; an agent is no runtime of another."""
+    name, model = parted(spec)
+    if name in configuration["runtimes"]:
+        return _named_runtime(name, configuration)[0] | ({"model": model} if model else {})
+    if name in (*builtin(), *presets(), "command"):
+        return _seen_from_file(find(spec)[0], source_of(configuration, "agents", agent).path)
+    known = [*builtin(), *presets(), *configuration["runtimes"]]
+    at = where(configuration, "agents", agent, "runtime")
+    raise Usage(f"{at}: agents.{agent}: {name!r} is no runtime{nearest(name, known)}; say [runtimes.{name}]")
+
+
+def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Agent]:
+    configured = dict(configuration["runtimes"][name])
     kind = configured.pop("kind", None)
     if not isinstance(kind, str):
-        raise Usage(f"{configuration['file']}: runtimes.{name}: kind is missing")
+        raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: kind is missing")
     if kind == "command":
         command = configured.pop("command", None)
         if isinstance(command, str):
-            configured["argv"] = _words(command, name)
+            configured["argv"] = _words(command, f"{where(configuration, 'runtimes', name, 'command')}: {name}")
         elif isinstance(command, list) and command and all(isinstance(word, str) for word in command):
             configured["argv"] = command
         else:
-            raise Usage(f"{configuration['file']}: runtimes.{name}: command is missing")
+            raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: command is missing")
+        configured = _seen_from_file(configured, source_of(configuration, "runtimes", name).path)
     return {"runtime": name, "kind": kind} | configured, {}
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """"; did you mean X?" for a name that looks like a known one, else ""."""
-    import difflib
-
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-# -- the configuration
-
-
-def read_configuration() -> dict[str, Any]:
-    """The configuration in force: $MLLM_CONFIG, else the user's; {"file": path, "agents": ..., "runtimes": ...}.
-
-    A project's own mllm.toml is not used: it came with the directory, so it may name any program. It is told of.
-    """
-    chosen = os.environ.get("MLLM_CONFIG")
-    if chosen:
-        return _read(chosen, must=True)
-    project = project_file()
-    if project:
-        note(f"{project} is not used, it came with this directory; to use it: MLLM_CONFIG={shlex.quote(project)}")
-    return _read(os.path.join(places.configuration(), "mllm.toml"), must=False)
-
-
-def configured_budget() -> tuple[str, dict[str, Any]]:
-    """(the file, its [budget]); nothing is read where there is no file. Usage if it is no table."""
-    user = os.path.join(places.configuration(), "mllm.toml")
-    if not (os.environ.get("MLLM_CONFIG") or os.path.exists(user)):
-        return user, {}
-    configuration = read_configuration()
-    budget = configuration.get("budget", {})
-    if not isinstance(budget, dict):
-        raise Usage(f"{configuration['file']}: budget is no table; say [budget]")
-    return configuration["file"], budget
-
-
-def project_file() -> str | None:
-    """The mllm.toml found by walking up from the current directory to the root of its repository."""
-    folder = os.getcwd()
-    while True:
-        candidate = os.path.join(folder, "mllm.toml")
-        if os.path.isfile(candidate):
-            return candidate
-        parent = os.path.dirname(folder)
-        if parent == folder or os.path.exists(os.path.join(folder, ".git")):
-            return None
-        folder = parent
-
-
-def _read(path: str, *, must: bool) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file) | {"file": path}
-    except FileNotFoundError:
-        if must:
-            raise Usage(f"MLLM_CONFIG: {path}: no such file") from None
-        return {"file": path}
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise Usage(f"{path}: {error}") from None
+def _seen_from_file(target: Target, path: str) -> Target:
+    """The target, with a program that is named relatively, as ./bot, taken from where the configuration lies."""
+    argv = target.get("argv", [""])
+    if "/" not in argv[0] or os.path.isabs(argv[0]):
+        return target
+    return target | {"argv": [os.path.join(os.path.dirname(os.path.abspath(path)), argv[0]), *argv[1:]]}
 
 
 def usable_here() -> list[str]:

@@ -9,7 +9,8 @@ from copy import copy
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from mllm_pipe.agents import configured_budget, find
+from mllm_pipe.agents import find
+from mllm_pipe.configuration import configured_budget
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.gate import Gates
 from mllm_pipe.runtimes import load

@@ -340,9 +340,8 @@ def test_a_hostile_directory_runs_nothing(sh, work):
         assert sh(f"{launcher}mllm doctor").status == 0
         ran = sh(f"{launcher}dispatch --to evil --new x --text")
         assert ran.status == 2
-        assert ran.err == (f"dispatch: {work}/mllm.toml is not used, it came with this directory; to use it: "
-                           f"MLLM_CONFIG={work}/mllm.toml\ndispatch: 'evil' is no runtime or agent; "
-                           "mllm doctor lists what is usable here\n")  # fmt: skip
+        assert ran.err == (f"dispatch: {work}/mllm.toml is not trusted, so nothing of it is used; read it, then say: mllm trust\n"
+                           "dispatch: 'evil' is no runtime or agent; mllm doctor lists what is usable here\n")  # fmt: skip
     assert not (work / "pwned").exists()
     sh("dispatch --to evil --new x --text", MLLM_CONFIG="mllm.toml")
     assert (work / "pwned").exists()

@@ -1,4 +1,4 @@
-"""mllm: the umbrella. `mllm NAME` is the command NAME; and doctor, models, validate, completion."""
+"""mllm: the umbrella. `mllm NAME` is the command NAME; and doctor, models, validate, completion, trust, config."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import sys
 import click
 import orjson
 
-from mllm_pipe import __version__, cli
-from mllm_pipe.agents import project_file, survey
+from mllm_pipe import __version__, cli, trust
+from mllm_pipe.agents import survey
+from mllm_pipe.commands.settings import config_command, trust_command
+from mllm_pipe.configuration import project_file
 from mllm_pipe.envelope import CONTROL, admit
 from mllm_pipe.errors import BAD_RECORD, BadRecord, Usage
 from mllm_pipe.lines import MAX_LINE, Lines, Long, parse
@@ -64,8 +66,8 @@ def doctor(form: str) -> int:
     width = max(len(name) for name, _ in found)
     lines = [f"mllm-pipe {__version__}, Python {platform.python_version()}, {sys.platform}"]
     lines += [f"  {name.ljust(width)}  {'usable' if not why_not else 'no: ' + why_not}" for name, why_not in found]
-    if project := project_file():
-        lines.append(f"  {project} is not used: it came with this directory; MLLM_CONFIG={project} uses it")
+    if (project := project_file()) and not trust.is_trusted(project, trust.read(project)):
+        lines.append(f"  {project} is not used: it came with this directory; mllm trust shows and uses it")
     show("\n".join(lines) + "\n")
     return 0
 
@@ -148,6 +150,10 @@ def completion_source(shell: str, name: str) -> str:
     if shell == "bash":  # click would start bash to learn its version, when the script is made
         chosen = type("Bash", (chosen,), {"_check_version": staticmethod(lambda: None)})
     return chosen(command, {}, name, variable).source() + "\n"
+
+
+command.add_command(trust_command)
+command.add_command(config_command)
 
 
 def main() -> None:

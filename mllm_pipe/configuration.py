@@ -1,0 +1,230 @@
+"""mllm.toml: where it is found, what may stand in it, and from which file and line each of its values comes.
+
+In force are the user's file and over it the project's, if that one is trusted (mllm_pipe.trust); or $MLLM_CONFIG alone.
+An entry such as [agents.writer] is taken whole from one file: a key of one is never used with an address of the other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+from mllm_pipe import places, trust
+from mllm_pipe.errors import Usage
+from mllm_pipe.terminal import note
+
+Configuration = dict[str, Any]
+
+SLOTS = ("response", "router", "summarizer", "evaluator")
+
+# What may stand in the entries of a section; a section of plain values, such as [budget], is checked by who uses it.
+_TEXT, _TEXTS, _NUMBER, _COUNT = "a text", "a list of texts", "a number", "a whole number from 1"
+_TABLE, _TABLES = "a table", "a list of tables"
+ENTRIES: dict[str, dict[str, str]] = {
+    "agents": {"description": _TEXT, "runtime": _TEXT, "system": _TEXT, "instruction": _TEXT, "models": _TABLE},
+    "runtimes": {},
+    "routers": {"description": _TEXT, "runtime": _TEXT, "models": _TABLE, "children": _TEXTS, "default": _TEXT,
+                "min_confidence": _NUMBER, "rules": _TABLES},
+    "groups": {"description": _TEXT, "stages": _TEXTS, "until": _TEXT, "max_rounds": _COUNT},
+    "prompts": {"description": _TEXT, "text": _TEXT, "system": _TEXT},
+}  # fmt: skip
+PLAIN = {"defaults": ("to",), "budget": ()}
+_RUNTIME_KEYS = ["kind", "command", "model", "base_url", "key_env", "key_command", "pass_env", "max_tokens", "headers",
+                 "options", "cwd", "allow", "path", "timeout_s", "first_byte_s"]  # fmt: skip
+
+
+class Source(NamedTuple):
+    """A file that is in force: whose it is (project, user or MLLM_CONFIG), its path, its text, and what it says."""
+
+    origin: str
+    path: str
+    text: str
+    tables: dict[str, Any]
+
+
+@cache
+def read() -> Configuration:
+    """What is in force: {"agents": {name: entry}, ..., "budget": {...}, "file": path, "sources": [Source, ...]}.
+
+    Read once, and not to be changed. Every section is there. `file` is where the user would add something. A project's
+    file that is not trusted is told of and not used. Usage if a file is no TOML, or holds what it may not.
+    """
+    sources = []
+    user = os.path.join(places.configuration(), "mllm.toml")
+    chosen = os.environ.get("MLLM_CONFIG")
+    if chosen:
+        sources.append(checked("MLLM_CONFIG", chosen, _bytes(chosen, "MLLM_CONFIG: ")))
+    else:
+        if os.path.exists(user):
+            sources.append(checked("user", user, _bytes(user)))
+        if project := project_file():
+            content = _bytes(project)
+            if trust.is_trusted(project, content):
+                sources.append(checked("project", project, content))
+            else:
+                note(f"{project} is not trusted, so nothing of it is used; read it, then say: mllm trust")
+    found: Configuration = {section: {} for section in (*ENTRIES, *PLAIN)}
+    for source in sources:
+        for section, entries in source.tables.items():
+            found[section] |= entries
+    return found | {"file": chosen or user, "sources": sources}
+
+
+def configured_budget() -> tuple[str, dict[str, Any]]:
+    """(the file, its [budget]), a trusted project's limits over the user's; nothing is read where there is no file."""
+    user = os.path.join(places.configuration(), "mllm.toml")
+    project = project_file()
+    trusted = project and trust.is_trusted(project, _bytes(project))
+    if not (os.environ.get("MLLM_CONFIG") or os.path.exists(user) or trusted):
+        return user, {}
+    configuration = read()
+    return configuration["file"], configuration["budget"]
+
+
+def project_file() -> str | None:
+    """The mllm.toml found by walking up from the current directory to the root of its repository."""
+    folder = os.getcwd()
+    while True:
+        candidate = os.path.join(folder, "mllm.toml")
+        if os.path.isfile(candidate):
+            return candidate
+        parent = os.path.dirname(folder)
+        if parent == folder or os.path.exists(os.path.join(folder, ".git")):
+            return None
+        folder = parent
+
+
+def source_of(configuration: Configuration, section: str, name: str) -> Source:
+    """The file that an entry was taken from: the last one that has it."""
+    sources: list[Source] = configuration["sources"]
+    return [source for source in sources if name in source.tables.get(section, {})][-1]
+
+
+def where(configuration: Configuration, section: str, name: str, *keys: str | int) -> str:
+    """FILE:LINE of a value, for a message."""
+    source = source_of(configuration, section, name)
+    return f"{source.path}:{line_of_key(source.text, (section, name, *keys))}"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """"; did you mean X?" for a name that looks like a known one, else ""."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _bytes(path: str, named_by: str = "") -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Usage(f"{named_by}{path}: {error.strerror}") from None
+
+
+def checked(origin: str, path: str, content: bytes) -> Source:
+    """The file as a source. Usage if it is no TOML, or holds what it may not."""
+    import tomllib
+
+    try:
+        text = content.decode()
+        source = Source(origin, path, text, tomllib.loads(text))
+    except UnicodeDecodeError:
+        raise Usage(f"{path}: no UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise Usage(f"{path}: {error}") from None
+    _check(source)
+    return source
+
+
+# -- what may stand in it
+
+
+def _check(source: Source) -> None:
+    """Usage, with file and line, for the first thing that has no meaning there."""
+
+    def wrong(why: str, *keys: str | int) -> Usage:
+        return Usage(f"{source.path}:{line_of_key(source.text, keys)}: {'.'.join(map(str, keys))} {why}")
+
+    for section, entries in source.tables.items():
+        known = [*ENTRIES, *PLAIN]
+        if section not in known:
+            raise wrong(f"is no section{nearest(section, known)}; there are {', '.join(known)}", section)
+        if not isinstance(entries, dict):
+            raise wrong(f"is no table; say [{section}{'.NAME' if section in ENTRIES else ''}]", section)
+        for name, entry in entries.items():
+            if section in PLAIN:
+                if PLAIN[section] and name not in PLAIN[section]:
+                    raise wrong(f"means nothing{nearest(name, list(PLAIN[section]))}", section, name)
+                continue
+            if not isinstance(entry, dict):
+                raise wrong(f"is no table; say [{section}.NAME]", section, name)
+            form = ENTRIES[section]
+            for key, value in entry.items():
+                if key not in form and form:
+                    raise wrong(f"means nothing{nearest(key, list(form))}", section, name, key)
+                if not form and key not in _RUNTIME_KEYS and nearest(key, _RUNTIME_KEYS):
+                    raise wrong(f"means nothing{nearest(key, _RUNTIME_KEYS)}", section, name, key)
+                if key in form and not _is(value, form[key]):
+                    raise wrong(f"is not {form[key]}", section, name, key)
+                for slot, model in value.items() if key == "models" else ():
+                    if slot not in SLOTS:
+                        slots = f"is no slot{nearest(slot, list(SLOTS))}; there are {', '.join(SLOTS)}"
+                        raise wrong(slots, section, name, key, slot)
+                    if not isinstance(model, str):
+                        raise wrong("is not a text", section, name, key, slot)
+
+
+def _is(value: Any, form: str) -> bool:
+    many = isinstance(value, list)
+    return {
+        _TEXT: isinstance(value, str),
+        _TEXTS: many and all([isinstance(one, str) for one in value]),
+        _NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool),
+        _COUNT: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+        _TABLE: isinstance(value, dict),
+        _TABLES: many and all([isinstance(one, dict) for one in value]),
+    }[form]
+
+
+# -- where it stands
+
+_HEADER = re.compile(r"\s*(\[{1,2})([^\[\]]+)\]{1,2}\s*(?:#.*)?$")
+_KEY = re.compile(r"\s*([\w\-.\"' ]+?)\s*=")
+
+
+def line_of_key(text: str, keys: tuple[str | int, ...]) -> int:
+    """The line, from 1, that sets what the keys lead to, or the nearest above; a number is a place in a list of tables.
+
+    tomllib says no lines; this reads headers and the keys before =, which is where people write them.
+    """
+    table: tuple[str | int, ...] = ()
+    seen: dict[tuple[str | int, ...], int] = {}
+    best, line, inside = 0, 1, ""
+    for number, content in enumerate(text.split("\n"), 1):
+        if inside:
+            inside = "" if content.count(inside) % 2 else inside
+            continue
+        if header := _HEADER.match(content):
+            table = _path(header[2])
+            if header[1] == "[[":
+                seen[table] = seen.get(table, -1) + 1
+                table = (*table, seen[table])
+            path = table
+        elif key := _KEY.match(content):
+            path = (*table, *_path(key[1]))
+        else:
+            continue
+        inside = next((quotes for quotes in ('"""', "'''") if content.count(quotes) % 2), "")
+        common = 0
+        while common < min(len(path), len(keys)) and path[common] == keys[common]:
+            common += 1
+        if common > best and common == len(path) or common > best and header:
+            best, line = common, number
+    return line
+
+
+def _path(dotted: str) -> tuple[str | int, ...]:
+    return tuple(word.strip().strip("\"'") for word in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", dotted))

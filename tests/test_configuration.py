@@ -1,0 +1,155 @@
+"""mllm.toml: whose it is, whether it is trusted, what wins, and what is said of mistakes in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+AT_TERMINAL = "python -c 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)'"
+POET = '[agents.poet]\nruntime = "exec:%s"\n'
+
+
+@pytest.fixture
+def user(home: Path):
+    """Writes the user's own mllm.toml."""
+
+    def write(text: str) -> Path:
+        file = home / ".config/mllm-pipe/mllm.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_a_cloned_repository_does_nothing_before_it_is_trusted_and_nothing_again_after_one_changed_byte(sh, work):
+    (work / ".git").mkdir()
+    (work / "deep/er").mkdir(parents=True)
+    (work / "mllm.toml").write_text(POET % "sh -c 'cat; touch pwned'")
+    line = "cd deep/er; dispatch --to poet --new hello --text"
+    refused = (2, "", f"dispatch: {work}/mllm.toml is not trusted, so nothing of it is used; read it, then say: mllm trust\n"
+               "dispatch: 'poet' is no runtime or agent; mllm doctor lists what is usable here\n")  # fmt: skip
+    assert sh(line) == refused
+    assert sh("mllm trust") == (2, "", "mllm: trust is given at a terminal, by who has read the file; in a script: "
+                                f"MLLM_CONFIG={work}/mllm.toml\n")  # fmt: skip
+    assert sh(line) == refused and not list(work.rglob("pwned"))
+    shown = sh(f"{AT_TERMINAL} mllm trust")
+    assert shown.status == 0 and "touch pwned" in shown.out and shown.out.endswith("mllm.toml is trusted as it stands above\n")
+    assert sh(line) == (0, "hello\n", "") and len(list(work.rglob("pwned"))) == 1
+    (work / "mllm.toml").write_text(POET % "sh -c 'cat; touch pwnee'")
+    assert sh(line) == refused and not list(work.rglob("pwnee"))
+
+
+def test_trust_is_of_a_path_with_its_content(sh, work, home):
+    (work / "a").mkdir()
+    (work / "b").mkdir()
+    (work / "a/mllm.toml").write_text(POET % "cat")
+    (work / "b/mllm.toml").symlink_to("../a/mllm.toml")
+    assert sh(f"cd a; {AT_TERMINAL} mllm trust").status == 0
+    assert sh("cd a; dispatch --to poet --new x --text").status == 0
+    assert sh("cd b; dispatch --to poet --new x --text").status == 2
+    (work / "a/mllm.toml").write_text(POET % "true")
+    assert sh("mllm trust --list") == (0, f"changed  {work}/a/mllm.toml\n", "")
+    (work / "a/mllm.toml").write_text(POET % "cat")
+    assert sh("mllm trust --list") == (0, f"trusted  {work}/a/mllm.toml\n", "")
+    folder = home / ".local/state/mllm-pipe/trusted"
+    assert [file.stat().st_mode & 0o777 for file in (folder, *folder.iterdir())] == [0o700, 0o600]
+    assert sh("mllm trust --revoke a/mllm.toml") == (0, "a/mllm.toml is trusted no more\n", "")
+    assert sh("cd a; dispatch --to poet --new x --text").status == 2
+    assert sh("mllm trust --revoke a/mllm.toml").status == 66
+    assert sh("mllm trust") == (66, "", "mllm: no mllm.toml from here up to the root of the repository; name a FILE\n")
+
+
+def test_a_file_that_was_trusted_is_not_so_with_an_older_content(sh, work):
+    for program in ("cat", "tee"):
+        (work / "mllm.toml").write_text(POET % program)
+        sh(f"{AT_TERMINAL} mllm trust")
+    (work / "mllm.toml").write_text(POET % "cat")
+    assert sh("dispatch --to poet --new x --text").status == 2
+
+
+def test_the_search_ends_at_the_root_of_the_repository(sh, work):
+    (work / "mllm.toml").write_text(POET % "cat")
+    (work / "clone/.git").mkdir(parents=True)
+    assert sh("cd clone; dispatch --to poet --new x --text").err == (
+        "dispatch: 'poet' is no runtime or agent; mllm doctor lists what is usable here\n")  # fmt: skip
+
+
+def test_the_project_goes_over_the_user_and_the_environment_over_both(sh, work, user):
+    mine = user(POET % "echo user" + '[agents.critic]\nruntime = "exec:echo mine"\n')
+    (work / "mllm.toml").write_text(POET % "echo project")
+    (work / "ci.toml").write_text(POET % "echo ci")
+    line = "dispatch -q --to poet --new x --text"
+    assert sh(line).out == "user\n"
+    sh(f"{AT_TERMINAL} mllm trust")
+    assert sh(line).out == "project\n"
+    assert sh("dispatch --to critic --new x --text").out == "mine\n"
+    assert sh(line, MLLM_CONFIG="ci.toml").out == "ci\n"
+    assert sh("dispatch --to critic --new x --text", MLLM_CONFIG="ci.toml").status == 2
+    assert sh("mllm config agents --format text").out == (
+        f'agents.poet.runtime = "exec:echo project"  # project: {work}/mllm.toml:2\n'
+        f'agents.critic.runtime = "exec:echo mine"   # user: {mine}:4\n'
+    )
+    assert sh("mllm config MLLM_TIMEOUT", MLLM_TIMEOUT="5").records == [
+        {"key": "MLLM_TIMEOUT", "value": "5", "origin": "environment"}]  # fmt: skip
+
+
+def test_an_entry_is_taken_whole_from_one_file(sh, work, user):
+    user('[runtimes.api]\nkind = "openai-chat"\nbase_url = "http://127.0.0.1:9"\nkey_env = "MINE"\n')
+    (work / "mllm.toml").write_text('[runtimes.api]\nkind = "openai-chat"\nbase_url = "http://evil.example"\n')
+    sh(f"{AT_TERMINAL} mllm trust")
+    assert [row["key"] for row in sh("mllm config runtimes.api").records] == ["runtimes.api.kind", "runtimes.api.base_url"]
+
+
+def test_secrets_are_masked(sh, user):
+    user('[runtimes.api]\nkind = "openai-chat"\nbase_url = "https://me:canary@h/v1?api_key=canary&x=1"\nkey_env = "NAME"\n'
+         'headers = { "x-thing" = "canary" }\nmax_tokens = 5\nkey_command = "echo canary"\n')  # fmt: skip
+    ran = sh("mllm config")
+    assert "canary" not in ran.out
+    assert [row["value"] for row in ran.records[5:]] == [
+        "openai-chat", "https://***@h/v1?api_key=***&x=1", "NAME", "***", 5, "***"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[agents.a]\nruntime = 'echo'\nmodls = {}\n", ":3: agents.a.modls means nothing; did you mean models?"),
+        ("[agent.a]\nruntime = 'echo'\n", ":1: agent is no section; did you mean agents?; there are agents, runtimes, routers, "
+         "groups, prompts, defaults, budget"),
+        ("[agents.a]\n\nruntime = 5\n", ":3: agents.a.runtime is not a text"),
+        ("[agents.a]\nsystem = 'x'\n", ":1: agents.a: runtime is missing"),
+        ("[agents.a]\nruntime = 'claud'\n", ":2: agents.a: 'claud' is no runtime; did you mean claude?; say [runtimes.claud]"),
+        ("[agents.a]\nruntime = 'b'\n[agents.b]\nruntime = 'a'\n", ":2: agents.a: 'b' is no runtime; say [runtimes.b]"),
+        ("[agents.a]\nruntime = 'echo'\n[agents.a.models]\nrooter = 'x'\n",
+         ":4: agents.a.models.rooter is no slot; did you mean router?; there are response, router, summarizer, evaluator"),
+        ("[agents.a]\nruntime = 'x'\n[runtimes.x]\nkind = 'openai-chat'\nbase_ulr = 'x'\n",
+         ":5: runtimes.x.base_ulr means nothing; did you mean base_url?"),
+        ("agents = 5\n", ":1: agents is no table; say [agents.NAME]"),
+        ("[agents]\na = 5\n", ":2: agents.a is no table; say [agents.NAME]"),
+        ("[routers.r]\nrules = [5]\n", ":2: routers.r.rules is not a list of tables"),
+        ("[groups.g]\nmax_rounds = 0\n", ":2: groups.g.max_rounds is not a whole number from 1"),
+        ("[defaults]\ntoo = 'x'\n", ":2: defaults.too means nothing; did you mean to?"),
+        ("[agents.a]\n[agents.b\n", ": Expected ']' at the end of a table declaration (at line 2, column 10)"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_with_file_and_line_and_the_nearest_name(sh, user, text, said):
+    file = user(text)
+    assert sh("dispatch --to a --new x --text") == (2, "", f"dispatch: {file}{said}\n")
+
+
+def test_a_file_that_is_no_text_or_not_there_is_one_line(sh, user, work):
+    assert sh("dispatch --to a --new x", MLLM_CONFIG="none.toml").err == "dispatch: MLLM_CONFIG: none.toml: No such file or directory\n"
+    file = user("")
+    file.write_bytes(b"\xff")
+    assert sh("mllm config").err == f"mllm: {file}: no UTF-8 text\n"
+
+
+def test_a_program_named_relatively_is_seen_from_the_file(sh, user, home, work):
+    user('[agents.a]\nruntime = "exec:./bot"\n[agents.b]\nruntime = "b"\n[runtimes.b]\nkind = "command"\ncommand = "./bot"\n')
+    bot = home / ".config/mllm-pipe/bot"
+    bot.write_text("#!/bin/sh\necho mine\n")
+    bot.chmod(0o755)
+    (work / "bot").write_text("#!/bin/sh\necho evil\n")
+    (work / "bot").chmod(0o755)
+    assert sh("dispatch --to a --new x --text; dispatch --to b --new x --text") == (0, "mine\nmine\n", "")
