@@ -1,7 +1,7 @@
 """The network: one request, its answer as bytes, its failures as CallFailed. The only importer of httpx.
 
-Each thread has its own client over one shared TLS context: a client shared by all threads scans its pool at every
-request, and a new client for each request costs 19 ms of CPU (encode/httpx #3215). httpx has no deadline for a
+Each thread has its own pool over one shared TLS context: one shared by all threads is searched at every request, and
+a new one for each request costs 19 ms of CPU (encode/httpx #3215). httpx has no deadline for a
 whole call, only one between bytes, so our network backend gives every single read what is left of ours: a server
 that sends a byte a second ends at the deadline, and nothing is left running.
 
@@ -19,9 +19,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from mllm_pipe import __version__
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _endpoint, _faults
 
@@ -78,9 +80,9 @@ def post(
     failure: CallFailed | None = None
     size = 0
     try:
-        client, transport = _client(parts.scheme, parts.hostname or "")
-        transport.clock = clock
-        with client.stream("GET" if body is None else "POST", url, headers=headers, content=body) as response:
+        way = _way(parts.scheme, parts.hostname or "")
+        way.clock = clock
+        with closing(way.ask(parts, headers, body)) as response:
             clock.phase = "body"
             if not response.is_success:
                 raise _refusal(response, secrets)
@@ -139,52 +141,49 @@ class _Life:
     """Ends with its thread."""
 
 
-def _close(clients: dict[Any, tuple[httpx.Client, Any]]) -> None:
-    for client, _ in clients.values():
-        client.close()
+def _close(ways: dict[Any, Any]) -> None:
+    for way in ways.values():
+        way.pool.close()
 
 
-def _client(scheme: str, host: str) -> tuple[httpx.Client, Any]:
-    """This thread's client for a host (one for each proxy), and its transport, which takes the clock of the call."""
+def _way(scheme: str, host: str) -> Any:
+    """This thread's way to a host (one for each proxy); its `clock` is that of the call."""
     import httpx
 
     with _once:
         if scheme not in _shared:  # reading the certificates takes 20 ms, and a local server needs none
             _shared[scheme] = httpx.create_ssl_context() if scheme == "https" else None
-            _shared.setdefault("transport", _transport_class())
-    if not hasattr(_own, "clients"):
-        _own.clients, _own.life = {}, _Life()
-        weakref.finalize(_own.life, _close, _own.clients)  # when the thread ends, or the process
-    clients = _own.clients
+            _shared.setdefault("way", _way_class())
+    if not hasattr(_own, "ways"):
+        _own.ways, _own.life = {}, _Life()
+        weakref.finalize(_own.life, _close, _own.ways)  # when the thread ends, or the process
     proxy = _endpoint.proxy(scheme, host)
-    if (scheme, proxy) not in clients:
-        transport = _shared["transport"](_shared[scheme], proxy)
-        headers = {"accept": "text/event-stream, application/json", "accept-encoding": "identity"}
-        if scheme == "http":
-            headers["connection"] = "close"
-        client = httpx.Client(transport=transport, headers=headers, timeout=None, follow_redirects=False)
-        clients[scheme, proxy] = client, transport
-    found: tuple[httpx.Client, Any] = clients[scheme, proxy]
-    return found
+    if (scheme, proxy) not in _own.ways:
+        _own.ways[scheme, proxy] = _shared["way"](_shared[scheme], proxy)
+    return _own.ways[scheme, proxy]
 
 
-def _transport_class() -> type:
-    """The transport: httpcore's pool over sockets that obey a clock. Here, so that httpx is imported only to send."""
+def _way_class() -> type:
+    """httpcore's pool over sockets that obey a clock. Here, so that it is imported only to send.
+
+    Not httpx.Client: its cookies, redirects, hooks and authentication are what we do not want, and half of the
+    processor time of a call.
+    """
     import httpcore
     import httpx
 
     class Stream(httpcore.NetworkStream):
-        def __init__(self, inner: httpcore.NetworkStream, transport: Transport) -> None:
-            self.inner, self.transport = inner, transport
+        def __init__(self, inner: httpcore.NetworkStream, way: Way) -> None:
+            self.inner, self.way = inner, way
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            clock = self.transport.clock
+            clock = self.way.clock
             limit = clock.idle_s if clock.phase == "body" else clock.first_byte_s
             data: bytes = clock.wait(limit, lambda seconds: self.inner.read(max_bytes, seconds))
             return data
 
         def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            clock = self.transport.clock
+            clock = self.way.clock
             clock.phase = "sent"
             # in pieces, each with what is left then: a write grants its timeout to every send anew
             for start in range(0, len(buffer), 1 << 16):
@@ -196,15 +195,15 @@ def _transport_class() -> type:
         def start_tls(
             self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
         ) -> httpcore.NetworkStream:
-            limit = min(CONNECT_S, self.transport.clock.io.left())
-            return Stream(self.inner.start_tls(ssl_context, server_hostname, limit), self.transport)
+            limit = min(CONNECT_S, self.way.clock.io.left())
+            return Stream(self.inner.start_tls(ssl_context, server_hostname, limit), self.way)
 
         def get_extra_info(self, info: str) -> Any:
             return self.inner.get_extra_info(info)
 
     class Backend(httpcore.SyncBackend):
-        def __init__(self, transport: Transport) -> None:
-            self.transport = transport
+        def __init__(self, way: Way) -> None:
+            self.way = way
 
         def connect_tcp(
             self,
@@ -215,7 +214,7 @@ def _transport_class() -> type:
             socket_options: Iterable[Any] | None = None,
         ) -> httpcore.NetworkStream:
             # socket.create_connection grants its timeout to each address of a host anew
-            io, ends = self.transport.clock.io, time.monotonic() + CONNECT_S
+            io, ends = self.way.clock.io, time.monotonic() + CONNECT_S
             try:
                 addresses = dict.fromkeys(
                     found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -226,7 +225,7 @@ def _transport_class() -> type:
             for address in addresses:
                 limit = max(min(io.left(), ends - time.monotonic()), 0.001)
                 try:
-                    return Stream(super().connect_tcp(str(address), port, limit), self.transport)
+                    return Stream(super().connect_tcp(str(address), port, limit), self.way)
                 except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                     failure = error
             raise failure
@@ -241,13 +240,14 @@ def _transport_class() -> type:
         def close(self) -> None:
             self.chunks.close()
 
-    class Transport(httpx.BaseTransport):
+    class Way:
         clock: _Clock
 
         def __init__(self, tls: ssl.SSLContext | None, proxy: str | None) -> None:
-            backend = Backend(self)
             self.pool: httpcore.ConnectionPool
-            kept: dict[str, Any] = {"ssl_context": tls, "network_backend": backend, "keepalive_expiry": KEEP_S}
+            self.usual = {"accept": "text/event-stream, application/json", "accept-encoding": "identity"}
+            self.usual |= {"user-agent": f"mllm-pipe/{__version__}"} | ({} if tls else {"connection": "close"})
+            kept: dict[str, Any] = {"ssl_context": tls, "network_backend": Backend(self), "keepalive_expiry": KEEP_S}
             if proxy is None:
                 self.pool = httpcore.ConnectionPool(**kept)
             elif proxy.startswith("socks"):
@@ -256,23 +256,30 @@ def _transport_class() -> type:
                 at = httpx.Proxy(proxy)
                 self.pool = httpcore.HTTPProxy(str(at.url), proxy_auth=at.raw_auth, **kept)
 
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            url = request.url
-            answer = self.pool.handle_request(
-                httpcore.Request(
-                    request.method,
-                    httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions={"timeout": {"pool": CONNECT_S}},
-                )
-            )
+        def ask(self, parts: SplitResult, headers: Mapping[str, str], body: bytes | None) -> httpx.Response:
+            """The head of the answer; who asked closes it."""
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            to = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target=target)
+            size = {} if body is None else {"content-length": str(len(body))}
+            said = {name.lower(): value for name, value in headers.items()}
+            sent = {"host": parts.netloc.rpartition("@")[2]} | self.usual | _login(parts) | said | size
+            asked = httpcore.Request("GET" if body is None else "POST", to, headers=list(sent.items()), content=body,
+                                     extensions={"timeout": {"pool": CONNECT_S}})  # fmt: skip
+            answer = self.pool.handle_request(asked)
             return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer.stream))
 
-        def close(self) -> None:
-            self.pool.close()
+    return Way
 
-    return Transport
+
+def _login(parts: SplitResult) -> dict[str, str]:
+    """The header for a name and password in the URL, as of a server behind a proxy that wants them (RFC 7617)."""
+    if parts.username is None:
+        return {}
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    said = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"authorization": f"Basic {b64encode(said.encode()).decode()}"}
 
 
 # -- what went wrong --------------------------------------------------------------------------------------------------
