@@ -90,14 +90,22 @@ def conclude(run_id: str, key: str, status: str, records: list[Record], result: 
 def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bool:
     if mode() == "off":
         return True
-    appender = Appender(path(), make_folder=True)
+    line = line_of(entry)
     try:
-        with appender:
+        with _writing, _appender() as appender:
             if admit and not admit(appender):
                 return False
-            appender.append(line_of(entry))
+            appender.append(line)
             return True
     except WriteFailed as failure:
         raise WriteFailed(f"the journal cannot be written: {failure}; MLLM_JOURNAL=off goes without") from None
-    finally:
-        appender.close()
+
+
+_open: list[Appender] = []  # for the whole process
+_writing = Lock()
+
+
+def _appender() -> Appender:
+    if not _open:
+        _open.append(Appender(path(), make_folder=True))
+    return _open[0]

@@ -26,8 +26,6 @@ class Appender:
     def __enter__(self) -> Appender:
         """Open and lock. WriteFailed if it cannot be; Usage if the path is no regular file."""
         try:
-            if self.make_folder:
-                os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
             self._lock()
         except OSError as error:
             self.close()
@@ -71,6 +69,8 @@ class Appender:
     def _lock(self) -> None:
         while True:
             if self.descriptor < 0:
+                if self.make_folder:
+                    os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
                 self._open()
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
             try:

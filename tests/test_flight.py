@@ -296,3 +296,19 @@ def test_a_terminal_shows_how_far_it_is_and_a_pipe_does_not(sh, work, batch):
     assert re.search(r"dispatch: [1-6] done, [0-2] in flight, \d:\d\d left", shown.out) and shown.out.endswith("\x1b[K")
     assert sh(f"script -qec '{line} -q' /dev/null < /dev/null").out == ""
     assert sh(line) == (0, "", "")
+
+
+def test_a_journal_that_is_taken_away_meanwhile_is_begun_anew(sh, home, batch):
+    batch(3)
+    folder = home / ".local/state/mllm-pipe"
+
+    def play(number, text):
+        if number == 2:
+            (folder / "journal.jsonl").unlink()
+            folder.rmdir()
+        return 200, {}, "x"
+
+    with Play(play) as server:
+        assert sh(f"dispatch --to openai-chat:m --base-url {server.url} < in > out") == (0, "", "")
+    kept = [orjson.loads(line)["type"] for line in (folder / "journal.jsonl").read_bytes().splitlines()]
+    assert kept == ["outcome", "intent", "outcome"] and (folder / "journal.jsonl").stat().st_mode & 0o777 == 0o600

@@ -96,7 +96,8 @@ def post(
                         raise CallFailed("malformed", f"the answer is larger than {MAX_DECODED >> 20} MiB")
                     yield piece
             except GeneratorExit:
-                _drain(pieces, clock)
+                if parts.scheme == "https":
+                    _drain(pieces, clock)
                 raise
     except CallFailed as failed:
         if failed.code == "timeout" and clock.phase == "connect":
