@@ -3,7 +3,8 @@
     python tests/bench/flight.py --calls 3000 --jobs 100 --runs 3
 
 The server (a process of its own, asyncio) answers each Chat Completions call after 200 ms, so that the ideal is N / 0.2 s.
-aiohttp is no dependency: this file, run with `--venv DIR`, installs it into an environment there.
+The peers are no dependencies: this file installs them into an environment of their own (`--venv DIR`); with `--all`
+also litellm, whose `acompletion` makes the same calls, and llm, started by xargs for each of 60 calls, as it has no -j.
 """
 
 from __future__ import annotations
@@ -75,6 +76,22 @@ async def bare(url: str, calls: int, jobs: int) -> None:
         await asyncio.gather(*(one(session) for _ in range(calls)))
 
 
+async def litellm(url: str, calls: int, jobs: int) -> None:
+    """The same calls by litellm."""
+    from litellm import acompletion
+
+    places = asyncio.Semaphore(jobs)
+    asked = {"model": "openai/m", "api_base": url, "api_key": "x", "stream": True}
+
+    async def one() -> None:
+        async with places:
+            answer = await acompletion(messages=[{"role": "user", "content": "question 1"}], **asked)
+            said = [chunk.choices[0].delta.content or "" async for chunk in answer if chunk.choices]
+            assert "".join(said) == "hello"
+
+    await asyncio.gather(*(one() for _ in range(calls)))
+
+
 def timed(argv: list[str], env: dict[str, str], stdin: Path | None = None) -> tuple[float, float]:
     """(wall seconds, peak MiB) of a program."""
     started = time.perf_counter()
@@ -87,17 +104,20 @@ def timed(argv: list[str], env: dict[str, str], stdin: Path | None = None) -> tu
 
 def main() -> None:
     given = argparse.ArgumentParser()
-    given.add_argument("role", nargs="?", choices=["serve", "bare"])
+    given.add_argument("role", nargs="?", choices=["serve", "bare", "litellm"])
     given.add_argument("--url")
     given.add_argument("--calls", type=int, default=3000)
     given.add_argument("--jobs", type=int, nargs="+", default=[100, 500])
     given.add_argument("--runs", type=int, default=3)
     given.add_argument("--venv", default=os.path.join(tempfile.gettempdir(), "mllm-bench-venv"))
+    given.add_argument("--all", action="store_true")
     flags = given.parse_args()
     if flags.role == "serve":
         asyncio.run(serve())
     elif flags.role == "bare":
         asyncio.run(bare(flags.url, flags.calls, flags.jobs[0]))
+    elif flags.role == "litellm":
+        asyncio.run(litellm(flags.url, flags.calls, flags.jobs[0]))
     else:
         compare(flags)
 
@@ -107,7 +127,7 @@ def compare(flags: argparse.Namespace) -> None:
     peer = Path(flags.venv) / "bin/python"
     if not peer.exists():
         subprocess.run([sys.executable, "-m", "venv", flags.venv], check=True)
-        subprocess.run([peer, "-m", "pip", "install", "--quiet", "aiohttp"], check=True)
+    subprocess.run([peer, "-m", "pip", "install", "--quiet", "aiohttp", *(["litellm", "llm"] if flags.all else [])], check=True)
     with tempfile.TemporaryDirectory() as folder:
         threads = Path(folder) / "threads.jsonl"
         with open(threads, "w") as file:
@@ -131,8 +151,28 @@ def compare(flags: argparse.Namespace) -> None:
                 peers.append(flags.calls / timed(line, clean)[0])
             ideal, mine, theirs = jobs / DELAY_S, statistics.median(ours), statistics.median(peers)
             print(f"{jobs:6} {ideal:8.0f} {mine:11.0f} {mine / ideal:9.2f} {theirs:10.0f} {mine / theirs:11.2f} {peak:9.0f}")
+        if flags.all:
+            others(flags, peer, url, clean | {"HOME": folder}, folder)
         server.stdin.close()
         server.wait()
+
+
+def others(flags: argparse.Namespace, peer: Path, url: str, env: dict[str, str], folder: str) -> None:
+    """Print what the peers that are tools, not clients, make of it."""
+    jobs = flags.jobs[0]
+    line = [str(peer), __file__, "litellm", "--url", url, "--calls", str(flags.calls), "--jobs", str(jobs)]
+    wall, size = timed(line, env)
+    print(f"litellm acompletion, {jobs} at once: {flags.calls / wall:.0f}/s, {size:.0f} MiB")
+    (Path(folder) / "extra-openai-models.yaml").write_text(f"- model_id: m\n  model_name: m\n  api_base: {url}\n")
+    with open(Path(folder) / "numbers", "w") as file:
+        file.write("".join(f"{n}\n" for n in range(60)))
+    llm = env | {"LLM_USER_PATH": folder, "OPENAI_API_KEY": "x"}
+    timed([str(peer.parent / "llm"), "-n", "-m", "m", "first"], llm)  # in a new home, eight at once get in one another's way
+    wall, _ = timed(["xargs", "-P", "8", "-I", "N", str(peer.parent / "llm"), "-n", "-m", "m", "question N"], llm, Path(folder) / "numbers")
+    print(f"xargs -P 8 over llm: {60 / wall:.1f}/s")
+    dispatch = f"{Path(sys.executable).parent}/dispatch --to openai-chat:m --base-url {url} --new -q"
+    wall, _ = timed(["xargs", "-P", "8", "-I", "N", *dispatch.split(), "question N"], env, Path(folder) / "numbers")
+    print(f"xargs -P 8 over dispatch: {60 / wall:.1f}/s")
 
 
 if __name__ == "__main__":
