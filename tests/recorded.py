@@ -140,15 +140,24 @@ def answered(module, target, request, result):
 
 
 def every_cut(module, target, stream, whole_after):
-    """Reads the stream cut at every byte; `whole_after`: from which byte on it has its finish reason."""
-    request = asked(("user", "Hi"))
+    """Reads the stream cut at every byte; `whole_after`: from which byte on it has its finish reason.
+
+    Cut before it, it is no success; the text that was heard is kept and marked, and grows with what came.
+    """
+    request, before = asked(("user", "Hi")), ""
     for cut in range(len(stream)):
-        values = _sse.values([stream[:cut]])
+        values, heard = _sse.values([stream[:cut]]), []
         if cut < whole_after:
             with pytest.raises(CallFailed) as failure:
-                module.reply(values, target, request)
+                module.reply(values, target, request, heard.append)
             assert failure.value.code == "cut", cut
             assert failure.value.billed == "unknown"
-            assert failure.value.result is None or failure.value.result["finish"] == "error"
+            result = failure.value.result or {"parts": [], "finish": "error"}
+            kept = "".join(part["text"] for part in result["parts"] if part["type"] == "text")
+            assert result["finish"] == "error" and kept.startswith("".join(heard)) and kept.startswith(before), cut
+            before = kept
         else:
-            assert module.reply(values, target, request)["finish"] != "error"
+            result = module.reply(values, target, request)
+            assert result["finish"] != "error"
+            whole = "".join(part["text"] for part in result["parts"] if part["type"] == "text")
+            assert whole.startswith(before)

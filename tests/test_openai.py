@@ -69,7 +69,7 @@ def test_a_recorded_stream_ends_with_the_items_of_its_last_event(name, stream):
     assert result["usage"]["input_tokens"] >= 0
 
 
-@pytest.mark.parametrize("name", ["openai-custom-tool.1", "openai-phase.1", "openai-pdf-input-file.1"])
+@pytest.mark.parametrize("name", ["openai-custom-tool.1", "lmstudio-tool-call.1", "openai-pdf-input-file.1"])
 def test_a_stream_cut_anywhere_is_never_whole(name):
     stream = dict(STREAMS)[f"{name}.chunks.txt"]
     every_cut(openai, TARGET, stream, stream.rstrip().rfind(b"}") + 1)

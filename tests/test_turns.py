@@ -8,9 +8,19 @@ from copy import deepcopy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded import asked, steps, turn
+from recorded import answered, asked, steps, turn
 
-from mllm_pipe.runtimes import _turns, anthropic, google, openai, openai_chat
+from mllm_pipe.runtimes import (
+    _turns,
+    anthropic,
+    claude,
+    codex,
+    gemini,
+    google,
+    openai,
+    openai_chat,
+    opencode,
+)
 
 APIS = {
     "anthropic": (anthropic, "messages", "claude-opus-5-5"),
@@ -96,6 +106,80 @@ def test_what_was_sent_and_answered_is_a_prefix_of_what_is_sent_later(api, reque
     for earlier, later in zip(rendered, rendered[1:], strict=False):
         assert json.dumps(later[field])[:-1].startswith(json.dumps(earlier[field])[:-1])
         assert {**earlier, field: 0} == {**later, field: 0}
+
+
+def blocks(made):
+    """What claude is given, block by block: user turns that nothing stands between are one message there."""
+    lines = [json.loads(line) for line in (made["history"] + made["stdin"]).splitlines()]
+    found = [(line["type"], block) for line in lines for block in line["message"]["content"]]
+    return [(role, block) for role, block in found if block != {"type": "text", "text": ""}]  # it is dropped again
+
+
+# What a program is given of all turns, as a list.
+PROGRAMS = {
+    "claude": (claude, blocks),
+    "codex": (codex, lambda made: [*made["items"], codex._item({"type": "text", "text": made["stdin"]}, "user")]),
+    "gemini": (gemini, lambda made: made["history"].splitlines()),
+    "opencode": (opencode, lambda made: [
+        *made["messages"], {"role": "user", "parts": [{"type": "text", "text": made["stdin"]}]}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@settings(max_examples=300, deadline=None)
+@given(request=requests())
+def test_what_a_program_was_given_is_a_prefix_of_what_it_is_given_later(name, request):
+    module, history = PROGRAMS[name]
+    target = {"runtime": name, "kind": name, "model": "p/m"}
+    before = deepcopy(request)
+    told = [history(module.session(target, step)) for step in steps(request, answered_only=True)]
+    assert request == before
+    for earlier, later in zip(told, told[1:], strict=False):
+        assert later[: len(earlier)] == earlier
+
+
+UNKNOWN = {"type": "brand_new_thing", "id": "x1", "payload": {"a": [1, {"b": None}]}}
+UNKNOWN_PART = {"brandNewThing": {"id": "x1", "payload": {"a": [1, {"b": None}]}}}
+ANSWERS = {  # a reply with an event and a part that nobody has heard of
+    "anthropic": [
+        {"type": "message_start", "message": {"id": "m", "model": "m", "usage": {"input_tokens": 1}}},
+        {"type": "brand_new_event", "x": 1},
+        {"type": "content_block_start", "index": 0, "content_block": UNKNOWN},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": "said"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ],
+    "openai": [
+        {"type": "response.brand_new.delta", "x": 1},
+        {"type": "response.output_item.done", "output_index": 0, "item": UNKNOWN},
+        {"type": "response.completed", "response": {"status": "completed", "output": [
+            UNKNOWN, {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "said"}]}]}},
+    ],
+    "openai-chat": [
+        {"brand_new": 1},
+        {"choices": [{"index": 0, "delta": {"content": [UNKNOWN, {"type": "text", "text": "said"}]}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ],
+    "google": [
+        {"brandNew": 1},
+        {"candidates": [{"content": {"parts": [UNKNOWN_PART, {"text": "said"}]}, "finishReason": "STOP"}]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("api", ANSWERS)
+def test_what_nobody_has_heard_of_is_kept_and_goes_back_to_its_maker_alone(api):
+    module, _, model = APIS[api]
+    target = {"runtime": api, "kind": api, "model": model}
+    request = asked(("user", "Hi"))
+    result = module.reply(ANSWERS[api], target, request)
+    assert [part["type"] for part in result["parts"]] == ["opaque", "text"]
+    unknown = json.dumps(UNKNOWN_PART if api == "google" else UNKNOWN)
+    later = answered(module, target, request, result)
+    for name, (other, _, its_model) in APIS.items():
+        body, losses = other.request({"runtime": name, "kind": name, "model": its_model}, later)
+        assert (unknown in json.dumps(body), losses == []) == (other is module, other is module), name
+        assert "said" in json.dumps(body)
 
 
 @settings(max_examples=300, deadline=None)
