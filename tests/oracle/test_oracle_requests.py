@@ -92,6 +92,48 @@ def test_every_step_of_a_torture_thread_is_a_legal_request(dialect, name):
         check(module.request(target, step)[0])
 
 
+def made_by(maker, request):
+    """The request with its answers as those of one API; what only their true maker understands is left out."""
+    module, _, model, _ = DIALECTS[maker]
+    endpoint = module._rule({"model": model})["endpoint"]
+    origin = {"api": module.API, "endpoint": endpoint, "model": model, "prefix": "0" * 64}
+    turns = []
+    for turn in request["turns"]:
+        if turn["role"] == "assistant":
+            parts = [{name: value for name, value in part.items() if name != "raw"} for part in turn["parts"]]
+            turn = turn | {"origin": origin, "parts": [part for part in parts if part["type"] != "opaque"]}
+        turns.append(turn)
+    return request | {"turns": turns}
+
+
+@pytest.mark.parametrize("maker", DIALECTS)
+@pytest.mark.parametrize("taker", DIALECTS)
+def test_from_every_dialect_to_every_one_every_step_of_a_torture_thread_is_legal(maker, taker):
+    module, check, model, _ = DIALECTS[taker]
+    target = {"runtime": taker, "kind": taker, "model": model}
+    for name in torture():
+        for step in steps(made_by(maker, torture()[name])):
+            check(module.request(target, step)[0])
+
+
+@pytest.mark.parametrize("maker, taker", [(one, other) for one in DIALECTS for other in DIALECTS if one != other])
+def test_from_every_dialect_to_every_other_a_real_reply_is_legal_and_what_is_lost_is_listed(maker, taker):
+    source, _, its_model, folder = DIALECTS[maker]
+    module, check, model, _ = DIALECTS[taker]
+    count = 0
+    for name, request in replies(source, {"runtime": maker, "kind": maker, "model": its_model}, folder):
+        body, losses = module.request({"runtime": taker, "kind": taker, "model": model}, request)
+        check(body)
+        (answer,) = [turn["parts"] for turn in request["turns"] if turn["role"] == "assistant"]
+        lost = [part["type"] for part in answer if part["type"] in ("opaque", "reasoning")]
+        assert sum(loss["action"] == "dropped" for loss in losses) >= bool(lost), name
+        for part in answer:
+            if part["type"] == "text" and part["text"].strip():
+                assert json.dumps(part["text"])[1:-1] in json.dumps(body), name
+        count += 1
+    assert count > 5
+
+
 def test_tools_schema_choice_and_length_are_legal(dialect):
     module, check, target, _ = dialect
     tools = [tool | {"name": f"t{number}"} for number, tool in enumerate(torture()["plain-swap"]["tools"])]
