@@ -13,7 +13,7 @@ from loopback import serve
 
 PROGRAMS = os.environ.get("MLLM_TEST_PROGRAMS", "")
 FOUND = {name: shutil.which(name, path=PROGRAMS + os.pathsep + os.environ["PATH"]) for name in ("claude", "codex")}
-needs_programs = pytest.mark.skipif(not all(FOUND.values()), reason="claude and codex are not installed: see CONTRIBUTING.md")
+needs_programs = pytest.mark.skipif(not all(FOUND.values()), reason="claude and codex are not installed: .ci/run does it")
 
 
 @pytest.fixture

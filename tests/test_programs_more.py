@@ -365,6 +365,22 @@ def test_preview_shows_the_call_and_no_key(program: Program) -> None:
     assert "sk-canary" not in json.dumps(shown)
 
 
+@only_opencode
+def test_a_login_is_used_and_neither_moved_nor_copied(
+    program: Program, house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEYS[program.name])
+    login = house / "home/.local/share/opencode/auth.json"
+    login.parent.mkdir(parents=True)
+    login.write_text('{"loop": {"type": "api", "key": "sk-canary-login"}}')
+    program.ask(*TEN_TURNS, user("/foo @/etc/hostname"))
+    (call,) = program.calls()
+    assert call["headers"]["authorization"] == "***"
+    assert program.sent()[1:] == [*TEN_SENT, ["user", "text", "/foo @/etc/hostname"]]
+    assert login.read_text() == '{"loop": {"type": "api", "key": "sk-canary-login"}}'
+    shutil.rmtree(house / "home/.local")
+
+
 def test_an_interrupted_call_leaves_nothing(program: Program) -> None:
     class Interrupted(BaseException):
         pass

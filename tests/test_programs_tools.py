@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ house = test_programs.house
 program = test_programs_more.program  # gemini or opencode
 sibling = test_programs.program  # claude or codex
 
+DIALECTS = {"claude": loopback.anthropic, "codex": loopback.responses, "gemini": loopback.google,
+            "opencode": loopback.chat}  # fmt: skip
 # What the model asks for, in the words of each program.
 TOOLS = {
     ("claude", "read"): ("Grep", {"pattern": "THERE", "output_mode": "content"}),
@@ -73,7 +76,7 @@ def allow(request: pytest.FixtureRequest) -> str:
 def offered(body: dict[str, Any]) -> set[str]:
     found = set()
     for tool in body.get("tools", []):
-        found |= {one["name"] for one in tool.get("functionDeclarations", [tool.get("function")])}
+        found |= {one["name"] for one in tool.get("functionDeclarations", [tool.get("function", tool)])}
     return found
 
 
@@ -125,11 +128,44 @@ def test_the_tools_of_the_siblings_too(
         assert (text == "made\n") == (allow == "write")
 
 
-def test_without_leave_no_tool_is_offered_and_none_runs(
-    project: Path, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+LEFT = {"codex": {"apply_patch", "request_user_input"}}  # which no setting turns off; its sandbox lets neither write
+
+
+def nothing_runs(program: Program, project: Path) -> None:
     program.ask(user("look at @there.txt"), scenario="tool", cwd=str(project))
-    assert offered(program.calls()[0]["body"]) == set()
+    assert offered(program.calls()[0]["body"]) <= LEFT.get(program.name, set())
     assert program.sent()[1:] == [["user", "text", "look at @there.txt"]]
     assert program.own_tokens(user("look at @there.txt")) < program.module.OWN_TOKENS[None]
     assert not (project / "made.txt").exists()
+
+
+def test_without_leave_no_tool_is_offered_and_none_runs(project: Path, program: Program) -> None:
+    nothing_runs(program, project)
+
+
+def test_without_leave_none_of_the_siblings_either(project: Path, sibling: Program) -> None:
+    nothing_runs(sibling, project)
+
+
+def works_in_its_own(program: Program, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, arguments = TOOLS[program.name, "all"]
+    word = "cmd" if program.name == "codex" else "command"
+    monkeypatch.setattr(DIALECTS[program.name], "TOOL", name)
+    monkeypatch.setattr(DIALECTS[program.name], "ARGUMENTS", arguments | {word: "echo in $PWD; ls -A | wc -l"})
+    program.ask(user("go"), scenario="tool", allow="all")
+    (done,) = [json.dumps(what[1]) for _, kind, what in program.sent() if kind == "result"]
+    where, count = re.search(r"in (/[^ ]+?)\\n *(\d+)", done).groups()
+    assert (count, where.endswith("/cwd"), where.startswith(str(place))) == ("0", True, True)
+    assert not Path(where).exists()
+
+
+def test_without_a_directory_it_works_in_an_empty_one_of_its_own(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works_in_its_own(program, tmp_path, monkeypatch)
+
+
+def test_without_a_directory_the_siblings_do_so_too(
+    sibling: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works_in_its_own(sibling, tmp_path, monkeypatch)
