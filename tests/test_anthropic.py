@@ -343,15 +343,31 @@ def test_schema_tools_and_options_find_their_place():
         tool_choice={"name": "a.b"},
         options={"stop": "x"},
     )
-    body, losses = anthropic.request(
-        TARGET | {"max_tokens": 9, "options": {"output_config": {"effort": "low"}}}, request
-    )
+    more = {"model": "claude-opus-4-8", "max_tokens": 9, "options": {"output_config": {"effort": "low"}}}
+    body, losses = anthropic.request(TARGET | more, request)
     assert body["max_tokens"] == 9 and body["stop_sequences"] == ["x"]
     assert body["output_config"] == {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}}
     assert body["tools"] == [
         {"name": body["tool_choice"]["name"], "description": "d", "input_schema": {"type": "object"}}
     ]
     assert [loss["action"] for loss in losses] == ["renamed", "downgraded"]
+
+
+def test_what_a_model_can_do_is_looked_up_and_unknown_is_not_false():
+    system = [turn(1, "user", "one"), turn(2, "system", "Be brief."), turn(3, "assistant", "yes"), turn(4, "user", "two")]
+    tools = {"tools": [{"name": "f", "parameters": {"type": "object"}}], "tool_choice": "required"}
+    found = {}
+    for model in ("claude-opus-5-5", "claude-sonnet-5", "claude-haiku-4-5", "claude-of-tomorrow"):
+        body, losses = anthropic.request(TARGET | {"model": model}, HI | {"turns": system} | tools)
+        found[model] = body["messages"][1]["role"], body["tool_choice"]["type"], [loss["action"] for loss in losses]
+    assert found == {
+        "claude-opus-5-5": ("system", "auto", ["downgraded"]),
+        "claude-sonnet-5": ("user", "any", ["downgraded"]),  # it takes no notice of system turns
+        "claude-haiku-4-5": ("user", "any", ["downgraded"]),
+        "claude-of-tomorrow": ("user", "any", ["downgraded"]),
+    }
+    able = TARGET | {"model": "claude-of-tomorrow", "profile": {"system_turns": True}}
+    assert anthropic.request(able, HI | {"turns": system})[0]["messages"][1]["role"] == "system"
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------

@@ -301,6 +301,20 @@ def test_files_that_the_api_has_no_place_for_stop_the_call():
             openai_chat.request(TARGET, asked(("user", [part])))
 
 
+def test_an_image_for_a_model_that_reads_none_is_named_if_old_and_stops_the_call_if_new():
+    image = {"type": "file", "media_type": "image/png", "data": "eA==", "name": "x.png"}
+    old = asked(("user", [image, {"type": "text", "text": "What is it?"}]), ("assistant", "A cat."), ("user", "Sure?"))
+    blind = preset("deepseek") | {"model": "deepseek-v4-pro"}
+    body, losses = openai_chat.request(blind, old)
+    assert body["messages"][0]["content"] == "[x.png: a file that cannot be shown here]\n\nWhat is it?"
+    assert losses == [{"what": "file x.png of message m0", "action": "dropped", "why": "the model cannot read it"}]
+    with pytest.raises(CallFailed, match="deepseek-v4-pro reads no image/png .x.png.; ask a model that does") as failure:
+        openai_chat.request(blind, old | {"turns": old["turns"][:1]})
+    assert (failure.value.code, failure.value.billed) == ("bad_request", "no")
+    body, losses = openai_chat.request(blind | {"model": "deepseek-of-tomorrow"}, old)
+    assert body["messages"][0]["content"][0]["type"] == "image_url" and losses == []
+
+
 def test_profile_schema_tools_and_options_find_their_place():
     request = asked(("user", "x"), schema={"type": "object"}, tool_choice={"name": "f"}, options={"seed": 7},
                     tools=[{"name": "f", "description": "", "schema": {"type": "object"}}])  # fmt: skip

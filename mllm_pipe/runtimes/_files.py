@@ -51,6 +51,47 @@ def _read(part: Json) -> str:
     return base64.b64encode(data).decode()
 
 
+def seen(turns: list[Json], provider: str, model: str) -> tuple[list[Json], list[Json]]:
+    """(turns, losses): images and PDFs that the model cannot read, by the table of models, named instead of sent.
+
+    The newest turn asks about its own: CallFailed("bad_request", billed="no") if it has any. What the table does not
+    say is sent.
+    """
+    if not any(_filed(part) for turn in turns for part in turn["parts"]):
+        return turns, []
+    from mllm_pipe import models
+    from mllm_pipe.runtimes._turns import loss
+
+    row = models.find(provider, model)
+    blind = [kind for kind, flag in _READ_BY.items() if models.capability(row, flag) is False]
+    losses: list[Json] = []
+
+    def shown(turn: Json, part: Json) -> Json:
+        if part["type"] == "tool_result" and isinstance(part["content"], list):
+            return part | {"content": [shown(turn, inner) for inner in part["content"]]}
+        if part["type"] != "file" or not part["media_type"].startswith(tuple(blind)):
+            return part
+        name = part.get("name") or part.get("url") or part["media_type"]
+        if turn is turns[-1]:
+            said = f"{model} reads no {part['media_type']} ({name}); ask a model that does: mllm models says which"
+            raise CallFailed("bad_request", said, billed="no")
+        loss(losses, turn, f"file {name}", "dropped", "the model cannot read it")
+        return {"type": "text", "text": f"[{name}: a file that cannot be shown here]"}
+
+    if not blind:
+        return turns, []
+    told = [turn | {"parts": [shown(turn, part) for part in turn["parts"]]} for turn in turns]
+    return told, losses
+
+
+_READ_BY = {"image/": "vision", "application/pdf": "pdf_input"}  # the table's flags
+
+
+def _filed(part: Json) -> bool:
+    """True for a file, and for a tool's result that may have one."""
+    return part["type"] == "file" or (part["type"] == "tool_result" and isinstance(part["content"], list))
+
+
 def as_text(part: Json) -> str | None:
     """A text file (text/*, JSON, XML, YAML in UTF-8) as text with its name; None if it is no such file."""
     kind = part["media_type"].split(";")[0].strip().lower()

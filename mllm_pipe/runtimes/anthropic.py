@@ -28,8 +28,7 @@ FINISHES = {
     "pause_turn": "pause",
     "compaction": "pause",
 }
-# System turns within messages are honoured by these, and read as nothing, or refused, by older ones.
-_SYSTEM_TURNS = re.compile(r"claude-(opus-(4-[89]|[5-9])|fable|mythos|(sonnet|haiku)-(5-[1-9]|[6-9]))")
+_DEAF = re.compile(r"claude-sonnet-5(-20\d{6})?")  # to system turns: it answers 200 and takes no notice of them
 _UNIONS = ("oneOf", "anyOf", "allOf", "enum", "not", "$ref")
 
 
@@ -72,8 +71,22 @@ def _address(target: Json) -> tuple[str, dict[str, str], list[str]]:
 # -- the request ------------------------------------------------------------------------------------------------------
 
 
+def _able(target: Json, flag: str) -> bool | None:
+    """What the table of models says of the target's model; None if it does not."""
+    from mllm_pipe import models
+
+    return models.capability(models.find(API, target.get("model")), flag)
+
+
+def _system(target: Json) -> str:
+    """What becomes of system turns: the API takes them after a user's, but not every model does."""
+    taken = (target.get("profile") or {}).get("system_turns")
+    if taken is None:
+        taken = _able(target, "mid_conversation_system") and not _DEAF.fullmatch(target.get("model") or "")
+    return "after_user" if taken else "text"
+
+
 def _rule(target: Json) -> Json:
-    able = (target.get("profile") or {}).get("system_turns", bool(_SYSTEM_TURNS.search(target.get("model") or "")))
     return _turns.rules(
         API,
         _endpoint.endpoint(_url(target)),
@@ -82,7 +95,7 @@ def _rule(target: Json) -> Json:
         longest_name=128,
         objects=True,
         blank_text=False,
-        system="after_user" if able else "text",
+        system="text",
     )
 
 
@@ -96,7 +109,11 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule = _endpoint.model(target), _rule(target)
-    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
+    if any(turn["role"] == "system" for turn in asked["turns"]):
+        rule |= {"system": _system(target)}
+    seen, unseen = _files.seen(_files.embedded(asked["turns"]), API, model)
+    turns, losses = _turns.settle(seen, rule)
+    losses += unseen
     offered = [_tool(tool, losses) for tool in _turns.tools(asked, rule, losses)]
     head = [asked["system"], offered]
     messages, dropped, prefix = _turns.render(head, turns, rule, target.get("model"), _messages)
@@ -111,6 +128,9 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     if choice and offered:
         named = isinstance(choice, dict)
         kind = "tool" if named else {"required": "any"}.get(choice, choice)
+        if kind in ("tool", "any") and _able(target, "forced_tool_use") is False:
+            _turns.loss(losses, {}, "tool_choice", "downgraded", "auto: the model cannot be made to call a tool")
+            named, kind = False, "auto"
         body["tool_choice"] = {"type": kind} | ({"name": _turns.legal_name(choice["name"], rule)} if named else {})
     if asked.get("schema") is not None:
         body["output_config"] = {"format": {"type": "json_schema", "schema": asked["schema"]}}

@@ -83,9 +83,10 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
-    _endpoint.model(target)
-    rule = _rule(target)
-    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
+    model, rule = _endpoint.model(target), _rule(target)
+    seen, unseen = _files.seen(_files.embedded(asked["turns"]), API, model)
+    turns, losses = _turns.settle(seen, rule)
+    losses += unseen
     functions = [
         {"name": tool["name"], "description": tool["description"], "parametersJsonSchema": tool["schema"]}
         for tool in _turns.tools(asked, rule, losses)

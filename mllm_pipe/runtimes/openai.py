@@ -80,7 +80,9 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule = _endpoint.model(target), _rule(target)
-    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
+    seen, unseen = _files.seen(_files.embedded(asked["turns"]), API, model)
+    turns, losses = _turns.settle(seen, rule)
+    losses += unseen
     tools = [
         {"type": "function", "name": tool["name"], "description": tool["description"] or None,
          "parameters": tool["schema"], "strict": False}

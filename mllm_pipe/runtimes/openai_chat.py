@@ -102,7 +102,9 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule, profile = _endpoint.model(target), _rule(target), _profile(target)
-    turns, losses = _turns.settle(_files.embedded(asked["turns"]), rule)
+    seen, unseen = _files.seen(_files.embedded(asked["turns"]), _provider(target), model)
+    turns, losses = _turns.settle(seen, rule)
+    losses += unseen
     tools = [_tool(tool) for tool in _turns.tools(asked, rule, losses)]
     unsent: list[Json] = []
 
