@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ import pytest
 
 BIN = str(Path(sys.executable).parent)
 DATA = Path(__file__).parent / "data"
+
+# A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Ran(NamedTuple):
