@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import test_programs
+from programs import answered, called, turn, user
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _gemini_reply, _opencode_reply, gemini
+from mllm_pipe.runtimes._program import distinct
 
 house = test_programs.house
 
@@ -58,3 +60,14 @@ def test_a_login_is_linked_and_what_replaces_the_link_is_kept(house: Path) -> No
         (house / "tmp/oauth_creds.json").unlink()  # what gemini does not do today
         (house / "tmp/oauth_creds.json").write_text("replaced")
     assert login.read_text() == "replaced"
+
+
+def test_an_id_that_repeats_gets_a_number_that_no_other_id_has() -> None:
+    turns = [turn("assistant", called("a"), called("a-2")), user(answered("a", "1"), answered("a-2", "2")),
+             turn("assistant", called("a"), called("a-2")), user(answered("a", "3"), answered("a-2", "4")),
+             turn("assistant", called("a")), user(answered("a", "5"))]  # fmt: skip
+    made, losses = distinct(turns)
+    calls = [part["id"] for one in made for part in one["parts"] if part["type"] == "tool_call"]
+    results = [part["call_id"] for one in made for part in one["parts"] if part["type"] == "tool_result"]
+    assert calls == results == ["a", "a-2", "a-3", "a-2-2", "a-4"]
+    assert len(losses) == 3

@@ -41,11 +41,14 @@ def distinct(turns: Sequence[Turn]) -> tuple[list[Turn], list[Loss]]:
         parts = []
         for part in turn["parts"]:
             if part["type"] == "tool_call":
-                seen[part["id"]] = number = seen.get(part["id"], 0) + 1
-                if number > 1:
-                    now[part["id"]] = f"{part['id']}-{number}"
-                    part = {**part, "id": now[part["id"]]}
+                if part["id"] in seen:
+                    ident, number = part["id"], seen[part["id"]] + 1
+                    while f"{ident}-{number}" in seen:
+                        number += 1
+                    seen[ident], now[ident] = number, f"{ident}-{number}"
+                    part = {**part, "id": now[ident]}
                     _turns.loss(losses, turn, "id of tool_call", "renamed", f"{part['id']}: an earlier call has it")
+                seen[part["id"]] = 1
             elif part["type"] == "tool_result" and part["call_id"] in now:
                 part = {**part, "call_id": now[part["call_id"]]}
             parts.append(part)
