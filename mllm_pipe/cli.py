@@ -119,7 +119,7 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
         click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
                      help="Longest line that is taken (default 64 MiB)."),
-        click.option("-q", "--quiet", is_flag=True, callback=_hush, help="Say nothing on stderr but errors."),
+        click.option("-q", "--quiet", is_flag=True, callback=hush, help="Say nothing on stderr but errors."),
         *_COMMON,
     )  # fmt: skip
 
@@ -149,7 +149,8 @@ def _rate(_: click.Context, parameter: click.Parameter, text: str | None) -> flo
     return float(found[1]) / _UNITS[found[2]] if found else None
 
 
-def _hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
+def hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
+    """The callback of -q."""
     if quiet:
         be_quiet()
     return quiet

@@ -32,3 +32,8 @@ def state() -> str:
 def configuration() -> str:
     """$XDG_CONFIG_HOME/mllm-pipe: mllm.toml."""
     return os.path.join(base("XDG_CONFIG_HOME", ".config"), "mllm-pipe")
+
+
+def of_program(variable: str, folder: str) -> str:
+    """Where an agent program keeps its state: what its own variable names, else a folder of the home."""
+    return os.environ.get(variable) or os.path.join(home(), folder)

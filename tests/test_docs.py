@@ -103,7 +103,7 @@ def document(name: str) -> list[Block]:
 def home(tmp_path: Path) -> dict[str, str]:
     """The environment of a user who has just come, with this interpreter's commands first on the PATH."""
     kept = {name: value for name, value in os.environ.items() if name in ("LANG", "TMPDIR")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "bin"), os.environ["PATH"]])
     home = {"PATH": path, "HOME": str(tmp_path), "TERM": "dumb", "COLUMNS": "100"}
     for name, folder in {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}.items():
         home[name] = str(tmp_path / folder)

@@ -24,6 +24,8 @@ COMMANDS = {
     "thread-append": "Append messages to a thread.",
     "dispatch": "Ask a runtime for the next turn of each thread.",
     "judge": "Judge the answer at the end of each thread.",
+    "thread-import": "Read a session of an agent program as a thread.",
+    "thread-export": "Write a thread as a session that an agent program goes on with.",
     "trace": "Show the runs of a stream: time, tokens, cost, handoffs.",
 }
 

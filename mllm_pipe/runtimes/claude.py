@@ -16,7 +16,6 @@ two system blocks that name it, and today's date before the first user turn.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -24,7 +23,8 @@ import orjson
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _turns
 from mllm_pipe.runtimes._claude_reply import SYNTHETIC, event_of, partial, reply, with_end, worth
-from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, uuid_of, write, wrong_program
+from mllm_pipe.runtimes._program import distinct, key_for, write, wrong_program
+from mllm_pipe.sessions.claude import block, lines
 
 STREAMS = True
 OWN_TOKENS = {None: 400, "read": 2700, "write": 4100, "all": 9000}
@@ -65,56 +65,19 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
             message["content"].append({"type": "text", "text": ""})  # or the last text would gain a newline
     made = {"losses": [*renamed, *bent, *dropped], "prefix": prefix, "endpoint": rule["endpoint"]}
     if messages[-1]["content"][0]["type"] == "tool_result":
-        return {**made, "history": _lines(messages), "stdin": b""}
+        return {**made, "history": lines(messages), "stdin": b""}
     newest = {"role": "user", "content": [*messages[-1]["content"], {"type": "text", "text": ""}]}
     prompt = {"type": "user", "message": newest, "parent_tool_use_id": None}
-    return {**made, "history": _lines(messages[:-1]), "stdin": orjson.dumps(prompt) + b"\n"}
+    return {**made, "history": lines(messages[:-1]), "stdin": orjson.dumps(prompt) + b"\n"}
 
 
 def _messages(turn: dict[str, Any], keep: bool) -> list[dict[str, Any]]:
     """A settled turn as messages of the Messages API: one, or none. keep: with its reasoning."""
     parts = [part for part in turn["parts"] if part["type"] != "reasoning" or (keep and "raw" in part)]
-    content = [_block(part) for part in parts]
+    content = [block(part) for part in parts]
     # Without the model's name the program takes the reasoning for another model's, and drops it.
     named = {"model": turn["origin"]["model"]} if keep else {}
     return [{"role": turn["role"], "content": content, **named}] if content else []
-
-
-def _block(part: dict[str, Any]) -> dict[str, Any]:
-    """A part as a content block; a file that claude has no block for is a CallFailed."""
-    kind = part["type"]
-    if kind == "tool_call":
-        return {"type": "tool_use", "id": part["id"], "name": part["name"], "input": part["arguments"]}
-    if kind == "tool_result":
-        content = part["content"]
-        inner = content if isinstance(content, str) else [_block(p) for p in content]
-        failed = {"is_error": True} if part["is_error"] else {}
-        return {"type": "tool_result", "tool_use_id": part["call_id"], "content": inner, **failed}
-    if kind == "file":
-        if (text := _files.as_text(part)) is not None:
-            return {"type": "text", "text": text}
-        form = "image" if part["media_type"] in _files.IMAGES else "document"
-        if "data" not in part or (form == "document" and part["media_type"] != "application/pdf"):
-            raise _files.not_taken(part, "claude")
-        return {"type": form, "source": {"type": "base64", "media_type": part["media_type"], "data": part["data"]}}
-    return part["raw"] if "raw" in part else {"type": "text", "text": part["text"]}
-
-
-def _lines(messages: Sequence[dict[str, Any]]) -> bytes:
-    """The session file: lines chained by ids that are digests of all that stands before them."""
-    lines: list[dict[str, Any]] = []
-    before = None
-    for message in messages:
-        ident = uuid_of(before, message)
-        first = lines[0]["uuid"] if lines else ident
-        line = {"type": message["role"], "uuid": ident, "parentUuid": before, "sessionId": first}
-        if message["role"] == "assistant":
-            # Messages without an id of their own are merged. One without a model ends the program in silence where no
-            # --model is given; the name of a real one would be taken for the model to go on with.
-            message = {"model": "assistant", **message, "id": f"msg_{ident}"}
-        lines.append({**line, "timestamp": FIXED_TIME, "message": message})
-        before = ident
-    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
 
 
 def arguments(target: dict[str, Any], bare: bool, system: str, resume: str) -> list[str]:

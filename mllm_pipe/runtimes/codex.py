@@ -24,7 +24,9 @@ import orjson
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _faults, _files, _turns
-from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, login_at, uuid_of, write, wrong_program
+from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, write, wrong_program
+from mllm_pipe.sessions.codex import item as _item
+from mllm_pipe.sessions.codex import rollout
 
 STREAMS = True
 OWN_TOKENS = {None: 900, "read": 2100, "write": 2100, "all": 2100}
@@ -90,42 +92,6 @@ def _items(turn: dict[str, Any], _keep: bool) -> list[dict[str, Any]]:
     """A settled turn as input items of the Responses API. No reasoning: codex does not tell what makes it valid."""
     role = "developer" if turn["role"] == "system" else turn["role"]
     return [_item(part, role) for part in turn["parts"] if part["type"] != "reasoning"]
-
-
-def _item(part: dict[str, Any], role: str) -> dict[str, Any]:
-    """A part as an input item; a file that codex has no item for is a CallFailed."""
-    if part["type"] == "tool_call":
-        given = part.get("arguments_raw")
-        given = orjson.dumps(part["arguments"]).decode() if given is None else given
-        return {"type": "function_call", "name": part["name"], "arguments": given, "call_id": part["id"]}
-    if part["type"] == "tool_result":
-        return {"type": "function_call_output", "call_id": part["call_id"], "output": part["content"]}
-    content = {"type": "output_text" if role == "assistant" else "input_text", "text": part.get("text")}
-    if part["type"] == "file":
-        content["text"] = _files.as_text(part)
-        if content["text"] is None:
-            if "data" not in part or part["media_type"] not in _files.IMAGES:
-                raise _files.not_taken(part, "codex")
-            content = {"type": "input_image", "image_url": f"data:{part['media_type']};base64,{part['data']}"}
-    return {"type": "message", "role": role, "content": [content]}
-
-
-def rollout(items: Sequence[dict[str, Any]], ident: str) -> bytes:
-    """The session file of a history. The ids of its items are digests of all that stands before them."""
-    meta = {"id": ident, "timestamp": FIXED_TIME, "cwd": "/", "originator": "codex_exec", "cli_version": "0.169.0",
-            "source": "exec"}  # fmt: skip
-    lines: list[tuple[str, dict[str, Any]]] = [("session_meta", meta)]
-    before = ""
-    for item in items:
-        before = uuid_of(before, item)
-        prefix = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}[item["type"]]
-        lines.append(("response_item", {**item, "id": f"{prefix}_{before}"}))
-    # Without an end codex inserts a turn that says it was aborted.
-    lines.append(("event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
-    return b"".join(
-        orjson.dumps({"timestamp": FIXED_TIME, "type": kind, "payload": payload}, option=orjson.OPT_APPEND_NEWLINE)
-        for kind, payload in lines
-    )
 
 
 def session_id(request: dict[str, Any]) -> str:

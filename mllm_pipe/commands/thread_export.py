@@ -1,0 +1,94 @@
+"""thread-export: a thread as a session that an agent program goes on with."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+import click
+import orjson
+
+from mllm_pipe import cli, sessions
+from mllm_pipe.errors import FAILED, BadRecord, CallFailed, Failure, Missing, Outcome, Usage
+from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
+from mllm_pipe.sessions.store import create
+from mllm_pipe.stream import Sink, Source, Thread, show
+from mllm_pipe.terminal import kind_of, note, say
+from mllm_pipe.thread import UNNAMED, admitted, branch
+
+
+@click.command("thread-export", context_settings={"max_content_width": 100})
+@click.option("--to", "program", type=click.Choice(sessions.PROGRAMS), required=True, help="Who shall go on.")
+@click.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
+              help="The directory that the session belongs to (default: this one).")
+@click.option("--as", "agent", metavar="NAME", default=UNNAMED, help="Whose turns are its own; others' are quoted.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+              help="text: the command that goes on (default); json: with thread, session and path.")
+@cli.stream_options
+def command(program: str, cwd: str | None, agent: str, form: str, grouped: bool, max_line: int, quiet: bool) -> int:
+    """Write each thread on stdin as a new session of an agent program, and print the command that resumes it.
+
+    What is written is the branch that the thread stands at. A session that is there already is never changed.
+    """
+    if kind_of(0) in ("terminal", "null"):
+        raise Usage("no thread to export; pipe one in, or: thread-export --to claude < FILE")
+    module, where = sessions.load(program), cwd or os.getcwd()
+    outcome = Outcome()
+    source = Source(outcome, Sink(records=False).record, grouped=grouped, max_line=max_line)
+    for thread in source.threads():
+        try:
+            made = _export(thread, module, where, agent)
+        except Failure as failure:
+            say(f"thread {thread.id}: {failure}")
+            outcome.fail(failure.status)
+            continue
+        outcome.said_no = outcome.said_no or thread.status == "no"
+        note(f"thread {thread.id}: {made['path']}")
+        if form == "json":
+            show(orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE).decode())
+        else:
+            show(f"cd {shlex.quote(where)} && {made['command']}\n")
+    return outcome.status()
+
+
+def _export(thread: Thread, module: Any, cwd: str, agent: str) -> dict[str, Any]:
+    """Writes the session of a thread: {"thread", "session", "path", "cwd", "command"}."""
+    if thread.fault:
+        raise thread.fault
+    if thread.status == "failed":
+        failed = Failure("it failed before it came here, and is not exported; export it from its file")
+        failed.status = FAILED
+        raise failed
+    messages = branch(admitted(thread))
+    if not messages:
+        raise BadRecord("it has no message")
+    spans = {ident: one for one in thread.records if one["type"] == "span" and one.get("usage")
+             for ident in one.get("output_ids", ())}  # fmt: skip
+    at = next((one["at"] for one in messages if "at" in one), FIXED_TIME)
+    tried = 0
+    ident = thread.id if sessions.UUID.fullmatch(thread.id) else uuid_of(thread.id)
+    while True:
+        try:
+            data, losses = module.session(messages, spans, ident, cwd, agent)
+        except CallFailed as refused:  # a file that the program has no place for
+            raise Missing(str(refused)) from None
+        path = module.place(ident, cwd, at)
+        if create(path, data) or _same(path, data):
+            break
+        tried += 1
+        ident = uuid_of(thread.id, messages[-1]["id"], tried)
+    for loss in losses:
+        note(f"thread {thread.id}: {loss['what']}: {loss['action']}, {loss['why']}")
+    return {"thread": thread.id, "session": ident, "path": path, "cwd": cwd, "command": shlex.join(module.go_on(ident))}
+
+
+def _same(path: str, data: bytes) -> bool:
+    """True if this very session is there already: it is exported again, and nobody has gone on with it."""
+    with open(path, "rb") as file:
+        return file.read() == data
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run(command)

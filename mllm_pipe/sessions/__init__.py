@@ -1,0 +1,155 @@
+"""Sessions of the agent programs: one file a program, each a pair of pure translators, sessions to records and back.
+
+A module defines
+
+    PROGRAM, KNOWN              what it calls itself, and the newest version whose sessions were seen
+    found(cwd) -> [path]        its session files, of one directory or (None) of all; nothing is opened but their heads
+    records(entries, name)      entries: the session's lines, parsed; name: the session's id by its file name, or ""
+        -> {"thread", "records", "version", "notes"}
+    session(messages, spans, ident, cwd, agent) -> (bytes, losses)
+    place(ident, cwd, at) -> path    where a new session of that id has to lie
+    go_on(ident) -> [word, ...]      the command that resumes it
+
+and the line writers that its runtime uses for throw-away sessions. Ids of records are those of the foreign lines, so
+that a session which is read twice gives the same records; what is read is data, and never chooses a path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+from mllm_pipe.envelope import seconds_of
+from mllm_pipe.runtimes import _files, _turns
+from mllm_pipe.runtimes._program import distinct
+from mllm_pipe.thread import content_of, parts_of, quoted, speaker
+
+Json = dict[str, Any]
+
+PROGRAMS = ("claude", "codex")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+def load(name: str) -> ModuleType:
+    """The module of a program among PROGRAMS."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def newer(version: str, known: str) -> bool:
+    """True if a dotted version is later than the known one; what is no such version is not."""
+    numbers = [[int(number) for number in re.findall(r"\d{1,9}", text)[:3]] for text in (version, known)]
+    return numbers[0] > numbers[1]
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def record(kind: str, thread: str, ident: str, at: Any, **fields: Any) -> Json:
+    """A record; a time that is none of the envelope's is left out."""
+    stamped = {"at": at} if isinstance(at, str) and TIME.fullmatch(at) else {}
+    return {"v": 1, "type": kind, "thread": thread, "id": ident, **stamped, **fields}
+
+
+def message(thread: str, ident: str, at: Any, role: str, parts: list[Json], **fields: Any) -> Json:
+    """A message record; one plain text is its content as a string."""
+    return record("message", thread, ident, at, role=role, content=content_of(parts), **fields)
+
+
+def opaque(value: Any) -> Json:
+    """The part for a foreign value that has no form here."""
+    return {"type": "opaque", "raw": value}
+
+
+def span(answer: Json, asked_at: str | None, usage: Json) -> Json:
+    """The span of an answer that a session tells of: its time is that since the line before it."""
+    at = answer.get("at")
+    took = (seconds_of(at) or 0.0) - (seconds_of(asked_at) or 0.0) if at and asked_at else 0.0
+    author = answer["author"]
+    return {
+        "v": 1, "type": "span", "thread": answer["thread"], "id": answer["run_id"], "parent_run_id": answer["thread"],
+        "op": "dispatch", "slot": "response", "runtime": author["runtime"], "model": author["model"],
+        "started_at": asked_at or at or "1970-01-01T00:00:00.000Z", "duration_ms": round(max(took, 0.0) * 1000),
+        "status": "ok", "usage": usage, "cost_usd": None, "cost_source": None, "output_ids": [answer["id"]],
+    }  # fmt: skip
+
+
+def chained(messages: Iterable[Json], parent_of: dict[str, str | None]) -> None:
+    """Give each message that does not follow the one before it its `reply_to`."""
+    before = None
+    for one in messages:
+        parent = parent_of[one["id"]]
+        if parent is not None and parent != before:
+            one["reply_to"] = parent
+        before = one["id"]
+
+
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+
+def settled(messages: list[Json], agent: str, rule: Json) -> tuple[list[Json], list[Json]]:
+    """(pieces, losses): a branch as what a program takes, each piece with the id of the record that it comes from.
+
+    piece = {"role", "parts", "id", "origin"}, at least one for each message that says anything; results follow their
+    calls. Messages of `agent`, and of no named agent, are answers; another agent's are quoted.
+    """
+    turns: list[Json] = []
+    results: dict[tuple[str, str], Json] = {}  # of (answer, call)
+    answer = ""
+    for one in messages:
+        role, parts = one["role"], parts_of(one["content"])
+        if role == "assistant" and speaker(one) not in (agent, "assistant"):
+            role, parts = "user", quoted(one)
+        role = "user" if role == "tool" else role
+        origin = one.get("origin") if role == "assistant" else None
+        if origin and origin.get("api") == rule["api"]:
+            origin = origin | {"endpoint": rule["endpoint"]}
+        if role == "assistant":
+            answer = one["id"]
+        tagged = [part | {"from": one["id"]} for part in parts] if role == "user" else list(parts)
+        for part in tagged:
+            if part["type"] == "tool_result":
+                results[answer, part["call_id"]] = part
+        if role == "user" and turns and turns[-1]["role"] == "user":
+            turns[-1]["parts"] += tagged
+        else:
+            turns.append({"role": role, "parts": tagged, "ids": [one["id"]], "origin": origin})
+    calls = {
+        turn["ids"][0]: [part["id"] for part in turn["parts"] if part["type"] == "tool_call"]
+        for turn in turns if turn["role"] == "assistant"
+    }  # fmt: skip
+    unique, renamed = distinct(_files.embedded(turns))
+    made, bent = _turns.settle(unique, rule)
+    return list(_pieces(made, calls, results)), [*renamed, *bent]
+
+
+def _pieces(turns: list[Json], calls: dict[str, list[str]], results: dict[tuple[str, str], Json]) -> Iterator[Json]:
+    """Turns taken apart again by the records that their parts come from."""
+    for turn in turns:
+        ident = turn["ids"][0] if turn.get("ids") else "."
+        if turn["role"] != "user":
+            yield {"role": turn["role"], "parts": turn["parts"], "id": ident, "origin": turn.get("origin")}
+            continue
+        asked = iter(calls.get(ident, ()))
+        here: list[Json] = []
+        source = ""
+        for part in turn["parts"]:
+            if part["type"] == "tool_result":
+                given = results.get((ident, next(asked, "")))
+                came_from = given["from"] if given else f"{ident} {part['call_id']}"
+                if given and "is_error" not in given:
+                    part = {name: value for name, value in part.items() if name != "is_error"}
+                part = part | {name: given[name] for name in ("raw",) if given and name in given}
+            else:
+                came_from = part.get("from", ident)
+                part = {name: value for name, value in part.items() if name != "from"}
+            if here and came_from != source:
+                yield {"role": "user", "parts": here, "id": source, "origin": None}
+                here = []
+            source = came_from
+            here.append(part)
+        if here:
+            yield {"role": "user", "parts": here, "id": source, "origin": None}

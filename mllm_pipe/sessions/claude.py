@@ -1,0 +1,332 @@
+"""Sessions of Claude Code, as 2.1.197 writes and resumes them.
+
+$CLAUDE_CONFIG_DIR/projects/<directory, with - for all but letters and digits>/<uuid>.jsonl. A line with a uuid hangs
+from its parentUuid; one answer is several lines with the same message.id, and the results of its calls hang from the
+line of their call, so that they are siblings in the file and one after the other here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from mllm_pipe import places
+from mllm_pipe.runtimes import _files, _turns
+from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
+from mllm_pipe.sessions import UUID, chained, opaque, record, settled, span
+from mllm_pipe.sessions.store import files_in, says_first
+
+Json = dict[str, Any]
+
+PROGRAM, KNOWN = "Claude Code", "2.1.197"
+NO_MODEL = "assistant"  # see `lines`
+# What stands beside the conversation: bookkeeping of the program.
+BESIDE = frozenset((
+    "agent-name", "agent-setting", "ai-title", "attachment", "content-replacement", "custom-title",
+    "file-history-delta", "file-history-snapshot", "last-prompt", "mode", "permission-mode", "pr-link", "progress",
+    "queue-operation", "summary", "system", "tag", "worktree-state",
+))  # fmt: skip
+# User texts that the program itself wrote: its reminders, its own commands and what they printed.
+OF_THE_PROGRAM = ("<system-reminder>", "<command-name>", "<command-message>", "<local-command-")
+FINISH = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool", "max_tokens": "length", "refusal": "refusal",
+          "pause_turn": "pause"}  # fmt: skip
+
+
+# -- where they are ---------------------------------------------------------------------------------------------------
+
+
+def found(cwd: str | None) -> list[str]:
+    """The session files of a directory, or of all."""
+    if cwd is None:
+        return files_in(_projects(), 1, ".jsonl")
+    mine = files_in(os.path.join(_projects(), _slug(cwd)), 0, ".jsonl")
+    return [path for path in mine if says_first(path, "cwd") in (None, cwd)]  # /a-b has the name of /a/b
+
+
+def place(ident: str, cwd: str, _at: str) -> str:
+    """Where a session has to lie to be found from its directory."""
+    return os.path.join(_projects(), _slug(cwd), f"{ident}.jsonl")
+
+
+def go_on(ident: str) -> list[str]:
+    """The command that resumes a session, in its directory."""
+    return ["claude", "--resume", ident]
+
+
+def _projects() -> str:
+    return os.path.join(places.of_program("CLAUDE_CONFIG_DIR", ".claude"), "projects")
+
+
+def _slug(cwd: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9]", "-", cwd)
+
+
+# -- from a session ---------------------------------------------------------------------------------------------------
+
+
+def records(entries: Iterable[Json], name: str) -> Json:
+    """The session as records (see mllm_pipe.sessions). Of a session that was begun anew, what the last line is of."""
+    thread, version = name, ""
+    out: list[Json] = []
+    stands: dict[str, str | None] = {}  # a line's uuid: the message that it stands for, or hangs from
+    parent_of: dict[str, str | None] = {}
+    answers: dict[str, Json] = {}  # by message.id
+    usages: dict[str, Json] = {}
+    owner: dict[str, str] = {}  # a message of results: the answer whose calls those are
+    last_result: dict[str, str] = {}
+    results_of: dict[str, set[str]] = {}
+    last: str | None = None
+    lost = 0
+    for line in entries:
+        kind, uuid = line.get("type"), line.get("uuid")
+        version = line["version"] if isinstance(line.get("version"), str) else version
+        if not thread and isinstance(line.get("sessionId"), str):
+            thread = line["sessionId"][:200]
+        if not isinstance(uuid, str) or not 0 < len(uuid) <= 190:
+            if kind not in BESIDE:
+                out.append(_unknown(thread, line))
+            continue
+        if uuid in stands:
+            continue
+        parent = line.get("parentUuid") or line.get("logicalParentUuid")
+        above = stands.get(parent, last) if isinstance(parent, str) else None
+        if isinstance(parent, str) and parent not in stands and last is not None and not line.get("isSidechain"):
+            lost += 1
+        stands[uuid] = above
+        said = line.get("message")
+        if kind in BESIDE or line.get("isSidechain") or line.get("isMeta") or line.get("isApiErrorMessage"):
+            continue
+        if kind not in ("user", "assistant") or not isinstance(said, dict):
+            out.append(_unknown(thread, line))
+            continue
+        group = said.get("id") if kind == "assistant" and isinstance(said.get("id"), str) else None
+        if group in answers:
+            answer = answers[group]
+            stands[uuid] = answer["id"]
+            answer["content"] += _parts(said.get("content"))
+            _finish(answer, said, line)
+            if isinstance(said.get("usage"), dict):
+                usages[answer["id"]] = said["usage"]
+            continue
+        parts = _parts(said.get("content"), kind == "user")
+        model = said.get("model")
+        if not parts or model == "<synthetic>":
+            continue
+        if line.get("isCompactSummary"):
+            covers = _above(above, parent_of)
+            if covers:
+                out.append(record("summary", thread, uuid, line.get("timestamp"), content=parts, covers=covers))
+            continue
+        of = owner.get(above, above) if above else None
+        idents = {part["call_id"] for part in parts if part["type"] == "tool_result"}
+        if of and above in owner:
+            above = last_result[of]
+        if of and idents and not idents & results_of.get(of, set()):
+            above = last_result.get(of, of)
+            owner[uuid], last_result[of] = of, uuid
+            results_of.setdefault(of, set()).update(idents)
+        only_results = bool(idents) and all(part["type"] == "tool_result" for part in parts)
+        role = "assistant" if kind == "assistant" else "tool" if only_results else "user"
+        made = record("message", thread, uuid, line.get("timestamp"), role=role, content=parts)
+        if kind == "assistant":
+            named = model if isinstance(model, str) and model != NO_MODEL else None
+            made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
+            made["origin"] = {"api": "claude", "model": named, "response_id": group}
+            _finish(made, said, line)
+            if isinstance(said.get("usage"), dict):
+                usages[uuid] = said["usage"]
+            if group:
+                answers[group] = made
+        out.append(made)
+        stands[uuid], parent_of[uuid], last = uuid, above, uuid
+    notes = [f"{lost} lines hang from none that is there; each follows the one before it"] if lost else []
+    return {"thread": thread, "version": version, **_whole(out, parent_of, last, usages, notes)}
+
+
+def _whole(out: list[Json], parent_of: dict[str, str | None], last: str | None, usages: dict[str, Json],
+           notes: list[str]) -> Json:  # fmt: skip
+    """The records of the tree that the last message stands in, in their order, with spans."""
+    root_of: dict[str, str] = {}
+    for ident, parent in parent_of.items():
+        root_of[ident] = root_of[parent] if parent else ident
+    here = root_of[last] if last else None
+    kept = [one for one in out if one["type"] != "message" or root_of[one["id"]] == here]
+    if len(kept) < len(out):
+        notes = [*notes, f"{len(out) - len(kept)} messages of an earlier beginning are left out"]
+    messages = {one["id"]: one for one in kept if one["type"] == "message"}
+    kept = [one for one in kept if one["type"] != "summary" or one["covers"][0] in messages]
+    chained(messages.values(), parent_of)
+    whole: list[Json] = []
+    for one in kept:
+        whole.append(one)
+        if one["type"] == "message":
+            parts = one["content"]
+            if len(parts) == 1 and parts[0].keys() == {"type", "text"} and parts[0]["type"] == "text":
+                one["content"] = parts[0]["text"]
+            if one["id"] in usages:
+                one["run_id"] = f"span-{one['id']}"
+                asked = messages.get(parent_of[one["id"]] or "", {}).get("at")
+                whole.append(span(one, asked, _usage(usages[one["id"]])))
+    return {"records": whole, "notes": notes}
+
+
+def _above(ident: str | None, parent_of: dict[str, str | None]) -> list[str]:
+    """The messages from the first to this one."""
+    line = []
+    while ident is not None:
+        line.append(ident)
+        ident = parent_of[ident]
+    return line[::-1]
+
+
+def _unknown(thread: str, line: Json) -> Json:
+    """A line of a kind that is not known, kept as it is."""
+    return record("opaque", thread, f"line-{uuid_of(line)}", line.get("timestamp"), program="claude", raw=line)
+
+
+def _finish(answer: Json, said: Json, line: Json) -> None:
+    """The time and the reason of the end, of an answer's last line."""
+    if "at" in answer and isinstance(line.get("timestamp"), str):
+        answer |= {"at": record("", "", "", line["timestamp"]).get("at", answer["at"])}
+    reason = said.get("stop_reason")
+    if isinstance(reason, str):
+        answer["origin"]["raw_finish"] = reason
+        if reason in FINISH:
+            answer["finish"] = FINISH[reason]
+
+
+def _parts(content: Any, of_user: bool = False) -> list[Json]:
+    """A message's content as parts, without what the program itself put in."""
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts = [_part(block) for block in blocks] if isinstance(blocks, list) else [opaque(content)]
+    return [
+        part for part in parts
+        if part["type"] != "text" or part["text"] and not (of_user and part["text"].startswith(OF_THE_PROGRAM))
+    ]  # fmt: skip
+
+
+def _part(block: Any) -> Json:
+    """A content block of the Messages API as a part; one of another shape than is known is opaque."""
+    if not isinstance(block, dict):
+        return opaque(block)
+    kind, source = block.get("type"), block.get("source")
+    if kind == "text" and isinstance(block.get("text"), str):
+        return {"type": "text", "text": block["text"]}
+    if kind == "thinking" and isinstance(block.get("thinking"), str):
+        return {"type": "reasoning", "text": block["thinking"], "raw": block}
+    if kind == "redacted_thinking":
+        return {"type": "reasoning", "text": "", "raw": block}
+    named = isinstance(block.get("id"), str) and isinstance(block.get("name"), str) and block["id"] and block["name"]
+    if kind == "tool_use" and named and isinstance(block.get("input"), dict):
+        return {"type": "tool_call", "id": block["id"], "name": block["name"], "arguments": block["input"]}
+    if kind == "tool_result" and isinstance(block.get("tool_use_id"), str) and block["tool_use_id"]:
+        inner = block.get("content", "")
+        content = inner if isinstance(inner, str) else _parts(inner)
+        failed = {"is_error": block["is_error"]} if isinstance(block.get("is_error"), bool) else {}
+        return {"type": "tool_result", "call_id": block["tool_use_id"], "content": content, **failed}
+    if kind in ("image", "document") and isinstance(source, dict) and source.get("type") == "base64":
+        media_type, data = source.get("media_type"), source.get("data")
+        if isinstance(media_type, str) and media_type and isinstance(data, str):
+            return {"type": "file", "media_type": media_type, "data": data}
+    return opaque(block)
+
+
+def _usage(used: Json) -> Json:
+    """Tokens as the envelope counts them: the input is all of it."""
+    count = {name: value for name, value in used.items() if type(value) is int and value >= 0}
+    read, write = count.get("cache_read_input_tokens", 0), count.get("cache_creation_input_tokens", 0)
+    return {"input_tokens": count.get("input_tokens", 0) + read + write, "cache_read_tokens": read,
+            "cache_write_tokens": write, "output_tokens": count.get("output_tokens", 0)}  # fmt: skip
+
+
+# -- to a session -----------------------------------------------------------------------------------------------------
+
+
+def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
+    """A branch as a session file, and what of it is lost. spans: by the id of the answer."""
+    rule = _turns.rules("claude", "", ids="[a-zA-Z0-9_-]+", names="[a-zA-Z0-9_-]{1,64}", objects=True, blank_text=False,
+                        system="text", user_first=False)  # fmt: skip
+    pieces, losses = settled(messages, agent, rule)
+    times = {one["id"]: one.get("at") for one in messages}
+    out: list[Json] = []
+    time: str = FIXED_TIME
+    for piece in pieces:
+        ours = bool(piece["origin"]) and _turns.own(piece, rule)
+        parts = [part for part in piece["parts"] if part["type"] != "reasoning" or (ours and "raw" in part)]
+        if len(parts) < len(piece["parts"]):
+            _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
+        if not parts:
+            continue
+        time = times.get(piece["id"]) or time
+        content: Any = [_explicit(block(part), part) for part in parts]
+        if piece["role"] == "user" and len(content) == 1 and content[0]["type"] == "text":
+            content = content[0]["text"]
+        said: Json = {"role": piece["role"], "content": content}
+        origin = (piece["origin"] or {}) if ours else {}
+        if piece["role"] == "assistant":
+            said |= {"type": "message", "model": origin.get("model") or NO_MODEL}
+            said["id"] = origin.get("response_id") or f"msg_{uuid_of(ident, piece['id'])}"
+            said |= {"stop_reason": origin.get("raw_finish"), "stop_sequence": None}
+            if ours and piece["id"] in spans:
+                said["usage"] = _used(spans[piece["id"]]["usage"])
+        uuid = piece["id"] if UUID.fullmatch(piece["id"]) else uuid_of(ident, piece["id"])
+        out.append({"message": said, "uuid": uuid, "timestamp": time})
+    common = {"isSidechain": False, "userType": "external", "entrypoint": "cli", "cwd": cwd, "sessionId": ident,
+              "version": KNOWN, "gitBranch": ""}  # fmt: skip
+    before = None
+    for one in out:
+        one |= {"type": one["message"]["role"], "parentUuid": before, **common}
+        before = one["uuid"]
+    return b"".join(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in out), losses
+
+
+def _explicit(made: Json, part: Json) -> Json:
+    """A result says that it is no error where the session that it came from did."""
+    return made | {"is_error": part["is_error"]} if part["type"] == "tool_result" and "is_error" in part else made
+
+
+def _used(usage: Json) -> Json:
+    read, write = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)
+    return {"input_tokens": usage.get("input_tokens", 0) - read - write, "cache_creation_input_tokens": write,
+            "cache_read_input_tokens": read, "output_tokens": usage.get("output_tokens", 0)}  # fmt: skip
+
+
+def block(part: Json) -> Json:
+    """A part as a content block; a file that claude has no block for is a CallFailed."""
+    kind = part["type"]
+    if kind == "tool_call":
+        return {"type": "tool_use", "id": part["id"], "name": part["name"], "input": part["arguments"]}
+    if kind == "tool_result":
+        content = part["content"]
+        inner = content if isinstance(content, str) else [block(p) for p in content]
+        failed = {"is_error": True} if part.get("is_error") else {}
+        return {"type": "tool_result", "tool_use_id": part["call_id"], "content": inner, **failed}
+    if kind == "file":
+        if (text := _files.as_text(part)) is not None:
+            return {"type": "text", "text": text}
+        form = "image" if part["media_type"] in _files.IMAGES else "document"
+        if "data" not in part or (form == "document" and part["media_type"] != "application/pdf"):
+            raise _files.not_taken(part, "claude")
+        return {"type": form, "source": {"type": "base64", "media_type": part["media_type"], "data": part["data"]}}
+    return part["raw"] if "raw" in part else {"type": "text", "text": part["text"]}
+
+
+def lines(messages: Sequence[Json]) -> bytes:
+    """A throw-away session: lines chained by ids that are digests of all that stands before them."""
+    made: list[Json] = []
+    before = None
+    for one in messages:
+        ident = uuid_of(before, one)
+        first = made[0]["uuid"] if made else ident
+        line = {"type": one["role"], "uuid": ident, "parentUuid": before, "sessionId": first}
+        if one["role"] == "assistant":
+            # Messages without an id of their own are merged. One without a model ends the program in silence where no
+            # --model is given; the name of a real one would be taken for the model to go on with.
+            one = {"model": NO_MODEL, **one, "id": f"msg_{ident}"}
+        made.append({**line, "timestamp": FIXED_TIME, "message": one})
+        before = ident
+    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in made)

@@ -1,0 +1,315 @@
+"""Sessions of Codex (rollouts), as 0.169.0 writes and resumes them.
+
+$CODEX_HOME/sessions/YYYY/MM/DD/rollout-<time>-<uuid>.jsonl. What the model saw are the `response_item` lines; what the
+program itself wrote among them is told by its kind (`content_item_kinds`) or, in older files, by its first words. One
+answer is several items, up to the next text or result that comes from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from mllm_pipe import places
+from mllm_pipe.runtimes import _files, _turns
+from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
+from mllm_pipe.sessions import message, opaque, record, settled, span
+from mllm_pipe.sessions.store import files_in, says_first
+
+Json = dict[str, Any]
+
+PROGRAM, KNOWN = "Codex", "0.169.0"
+# What stands beside the conversation: bookkeeping of the program.
+BESIDE = frozenset(("session_meta", "event_msg", "turn_context", "world_state", "token_usage_record", "ghost_snapshot"))
+OF_THE_PROGRAM = ("<environment_context>", "<skills_instructions>", "<skill>", "<turn_aborted>", "<user_instructions>",
+                  "<permissions instructions>", "# AGENTS.md instructions", "<user_shell_command>")  # fmt: skip
+USAGE = {"input_tokens": "input_tokens", "cached_input_tokens": "cache_read_tokens",
+         "cache_write_input_tokens": "cache_write_tokens", "output_tokens": "output_tokens",
+         "reasoning_output_tokens": "reasoning_tokens"}  # fmt: skip
+PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs",
+          "custom_tool_call": "ctc", "custom_tool_call_output": "ctco"}  # fmt: skip
+ITEM_ID = re.compile(r"(msg|fc|fco|rs|ctc|ctco)_[A-Za-z0-9_-]{1,180}", re.ASCII)
+
+
+# -- where they are ---------------------------------------------------------------------------------------------------
+
+
+def found(cwd: str | None) -> list[str]:
+    """The rollouts of a directory, or of all."""
+    paths = files_in(os.path.join(_home(), "sessions"), 3, ".jsonl")
+    return [path for path in paths if cwd is None or says_first(path, "cwd", "payload") == cwd]
+
+
+def place(ident: str, _cwd: str, at: str) -> str:
+    """Where a rollout has to lie; the name must end in its id."""
+    return os.path.join(_home(), "sessions", at[:10].replace("-", "/"),
+                        f"rollout-{at[:19].replace(':', '-')}-{ident}.jsonl")  # fmt: skip
+
+
+def go_on(ident: str) -> list[str]:
+    """The command that resumes a session."""
+    return ["codex", "resume", ident]
+
+
+def _home() -> str:
+    return places.of_program("CODEX_HOME", ".codex")
+
+
+# -- from a session ---------------------------------------------------------------------------------------------------
+
+
+def records(entries: Iterable[Json], name: str) -> Json:
+    """The rollout as records (see mllm_pipe.sessions)."""
+    thread, version, model = name, "", None
+    out: list[Json] = []
+    idents: set[str] = set()
+    answer: Json | None = None  # the one that may still grow
+    asked_at = None
+    number = 0
+
+    def ident_of(payload: Json) -> str:
+        given = payload.get("id")
+        fits = isinstance(given, str) and 0 < len(given) <= 190 and given not in idents
+        prefix = PREFIX.get(str(payload.get("type")), "msg")
+        made = str(given) if fits else f"{prefix}_{uuid_of(thread, number, payload)}"
+        idents.add(made)
+        return made
+
+    for line in entries:
+        number += 1
+        kind, payload, at = line.get("type"), line.get("payload"), line.get("timestamp")
+        if not isinstance(payload, dict):
+            kind = "?"
+        elif kind == "session_meta":
+            version = payload["cli_version"] if isinstance(payload.get("cli_version"), str) else version
+            if not thread and isinstance(payload.get("id"), str):
+                thread = payload["id"][:200]
+        elif kind == "turn_context":
+            model = payload["model"] if isinstance(payload.get("model"), str) else model
+        elif kind == "token_usage_record":
+            used = payload.get("usage")
+            if answer is not None and isinstance(used, dict):
+                usage = {USAGE[key]: n for key, n in used.items() if key in USAGE and type(n) is int and n >= 0}
+                if isinstance(payload.get("response_id"), str):
+                    answer["origin"]["response_id"] = payload["response_id"]
+                out.append(span(answer | {"run_id": f"span-{answer['id']}"}, asked_at, usage))
+                answer["run_id"] = f"span-{answer['id']}"
+            answer = None
+        elif kind == "response_item":
+            role, parts = _turn(payload)
+            if not parts:
+                continue
+            if role == "assistant":
+                if answer is None:
+                    asked_at = next((one.get("at") for one in reversed(out) if one["type"] == "message"), None)
+                    answer = record("message", thread, ident_of(payload), at, role=role, content=[])
+                    answer["author"] = {"runtime": "codex", "model": model, "provider": "openai"}
+                    answer["origin"] = {"api": "codex", "model": model}
+                    out.append(answer)
+                answer["content"] += parts
+                continue
+            answer = None
+            out.append(message(thread, ident_of(payload), at, role, parts))
+        elif kind == "compacted" and isinstance(payload.get("message"), str) and payload["message"]:
+            covers = [one["id"] for one in out if one["type"] == "message"]
+            answer = None
+            if covers:
+                ident = ident_of({"compacted": payload["message"]})
+                out.append(record("summary", thread, ident, at, content=payload["message"], covers=covers))
+            continue
+        if kind not in BESIDE and kind != "response_item":
+            out.append(record("opaque", thread, f"line-{uuid_of(number, line)}", at, program="codex", raw=line))
+    for one in out:
+        if one["type"] == "message" and one["role"] == "assistant":
+            parts = one["content"]
+            calls = any(part["type"] == "tool_call" for part in parts)
+            one["finish"] = "tool" if calls else "stop"
+            if len(parts) == 1 and parts[0].keys() == {"type", "text"} and parts[0]["type"] == "text":
+                one["content"] = parts[0]["text"]
+    return {"thread": thread, "version": version, "records": out, "notes": []}
+
+
+def _turn(payload: Json) -> tuple[str, list[Json]]:
+    """(role, parts) of a response item; no parts for what the program itself wrote."""
+    kind = payload.get("type")
+    if kind == "message":
+        role, content = payload.get("role"), payload.get("content")
+        if role not in ("user", "assistant"):
+            return "system", []
+        blocks = content if isinstance(content, list) else [{"type": "input_text", "text": content}]
+        told = payload.get("internal_chat_message_metadata_passthrough")
+        kinds = told.get("content_item_kinds") if isinstance(told, dict) else None
+        known = kinds if role == "user" and isinstance(kinds, list) and len(kinds) == len(blocks) else None
+        parts = [
+            _part(block) for index, block in enumerate(blocks) if not known or str(known[index]).startswith("user.")
+        ]
+        skipped = OF_THE_PROGRAM if role == "user" else ()
+        return role, [
+            part for part in parts if part["type"] != "text" or part["text"] and not part["text"].startswith(skipped)
+        ]
+    if kind == "reasoning":
+        shown = payload.get("summary")
+        texts = [str(one.get("text", "")) for one in shown if isinstance(one, dict)] if isinstance(shown, list) else []
+        return "assistant", [{"type": "reasoning", "text": "\n\n".join(texts), "raw": payload}]
+    call, called = payload.get("call_id"), payload.get("name")
+    named = isinstance(call, str) and isinstance(called, str) and call and called
+    if kind in ("function_call", "custom_tool_call") and named:
+        return "assistant", [_call(payload, str(call), str(called))]
+    if kind in ("function_call_output", "custom_tool_call_output") and isinstance(call, str) and call:
+        output = payload.get("output")
+        custom = {"raw": {"type": kind}} if kind != "function_call_output" else {}
+        if isinstance(output, (str, list)):
+            content = output if isinstance(output, str) else [_part(one) for one in output]
+            return "tool", [{"type": "tool_result", "call_id": call, "content": content, **custom}]
+    return "assistant", [opaque(payload)]
+
+
+def _call(payload: Json, call: str, called: str) -> Json:
+    if payload["type"] == "custom_tool_call":
+        given = payload.get("input")
+        return {"type": "tool_call", "id": call, "name": called, "arguments": {}, "arguments_raw": str(given),
+                "raw": {"type": "custom_tool_call"}}  # fmt: skip
+    given = payload.get("arguments")
+    try:
+        arguments = orjson.loads(given) if isinstance(given, str) else None
+    except orjson.JSONDecodeError:
+        arguments = None
+    if isinstance(arguments, dict):
+        same = orjson.dumps(arguments).decode() == given
+        exact = {} if same else {"raw": {"type": "function_call", "arguments": given}}
+        return {"type": "tool_call", "id": call, "name": called, "arguments": arguments, **exact}
+    return {"type": "tool_call", "id": call, "name": called, "arguments": {}, "arguments_raw": str(given)}
+
+
+def _part(block: Any) -> Json:
+    """A content item as a part; one of another shape than is known is opaque."""
+    if isinstance(block, dict):
+        kind, url = block.get("type"), str(block.get("image_url"))
+        if kind in ("input_text", "output_text", "text") and isinstance(block.get("text"), str):
+            return {"type": "text", "text": block["text"]}
+        found = re.match(r"data:([\w.+-]+/[\w.+-]+);base64,", url)
+        if kind == "input_image" and found:
+            return {"type": "file", "media_type": found[1], "data": url[found.end() :]}
+    return opaque(block)
+
+
+# -- to a session -----------------------------------------------------------------------------------------------------
+
+
+def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
+    """A branch as a rollout, and what of it is lost. spans: by the id of the answer."""
+    rule = _turns.rules("codex", "", ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", result_files=False,
+                        user_first=False)  # fmt: skip
+    pieces, losses = settled(messages, agent, rule)
+    times = {one["id"]: one.get("at") for one in messages}
+    time: str = next((one["at"] for one in messages if "at" in one), FIXED_TIME)
+    meta = {"id": ident, "timestamp": time, "cwd": cwd, "originator": "codex_cli_rs", "cli_version": KNOWN,
+            "source": "cli"}  # fmt: skip
+    out: list[tuple[str, str, Json]] = [(time, "session_meta", meta)]
+    model: Any = None
+    for piece in pieces:
+        ours = bool(piece["origin"]) and _turns.own(piece, rule)
+        parts = [part for part in piece["parts"] if part["type"] != "reasoning" or (ours and "raw" in part)]
+        if len(parts) < len(piece["parts"]):
+            _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
+        if not parts:
+            continue
+        time = times.get(piece["id"]) or time
+        role = "developer" if piece["role"] == "system" else piece["role"]
+        origin = (piece["origin"] or {}) if ours else {}
+        spoken = origin.get("model")
+        if spoken and spoken != model:
+            model = spoken
+            out.append((time, "turn_context", _context(model, cwd)))
+        for number, made in enumerate(_together([_own_item(part, role) for part in parts])):
+            prefix = PREFIX.get(made["type"], "msg")
+            first = not number and ITEM_ID.fullmatch(piece["id"])
+            own = piece["id"] if first else made.get("id") or f"{prefix}_{uuid_of(ident, piece['id'], number)}"
+            out.append((time, "response_item", {**made, "id": own}))
+        if ours and piece["id"] in spans:
+            used = {theirs: spans[piece["id"]]["usage"][own] for theirs, own in USAGE.items()
+                    if own in spans[piece["id"]]["usage"]}  # fmt: skip
+            out.append((time, "token_usage_record", _tokens(used, ident, origin.get("response_id"))))
+    # Without an end codex inserts a turn that says it was aborted.
+    out.append((time, "event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
+    return b"".join(_line(*one) for one in out), losses
+
+
+def _own_item(part: Json, role: str) -> Json:
+    """As `item`, and what codex made as it made it."""
+    if part["type"] == "reasoning" or (part["type"] == "opaque" and "raw" in part):
+        return dict(part["raw"])
+    if part["type"] == "tool_result" and part.get("raw") == {"type": "custom_tool_call_output"}:
+        return {**item(part, role), "type": "custom_tool_call_output"}
+    if part["type"] == "tool_call" and "raw" in part and part["raw"]["type"] == "function_call":
+        return {**item(part, role), **part["raw"]}
+    if part["type"] == "tool_call" and "raw" in part:
+        return {"type": "custom_tool_call", "name": part["name"], "input": part["arguments_raw"], "call_id": part["id"]}
+    return item(part, role)
+
+
+def _together(items: list[Json]) -> list[Json]:
+    """Texts and images of one message, that stand together, as one item."""
+    out: list[Json] = []
+    for one in items:
+        if one["type"] == "message" and out and out[-1]["type"] == "message":
+            out[-1] = {**out[-1], "content": [*out[-1]["content"], *one["content"]]}
+        else:
+            out.append(one)
+    return out
+
+
+def _context(model: str, cwd: str) -> Json:
+    return {"cwd": cwd, "approval_policy": "on-request", "sandbox_policy": {"type": "read-only"}, "model": model,
+            "summary": "auto"}  # fmt: skip
+
+
+def _tokens(used: Json, ident: str, response: Any) -> Json:
+    total = used | {"total_tokens": used.get("input_tokens", 0) + used.get("output_tokens", 0)}
+    return {"thread_id": ident, "turn_id": "t1", "session_id": ident, "root_turn_id": "t1", "response_id": response,
+            "usage": total, "turn_token_usage": total, "thread_token_usage": total}  # fmt: skip
+
+
+def _line(time: str, kind: str, payload: Json) -> bytes:
+    line = {"timestamp": time, "type": kind, "payload": payload}
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def item(part: Json, role: str) -> Json:
+    """A part as an input item; a file that codex has no item for is a CallFailed."""
+    if part["type"] == "tool_call":
+        given = part.get("arguments_raw")
+        given = orjson.dumps(part["arguments"]).decode() if given is None else given
+        return {"type": "function_call", "name": part["name"], "arguments": given, "call_id": part["id"]}
+    if part["type"] == "tool_result":
+        return {"type": "function_call_output", "call_id": part["call_id"], "output": part["content"]}
+    content = {"type": "output_text" if role == "assistant" else "input_text", "text": part.get("text")}
+    if part["type"] == "file":
+        content["text"] = _files.as_text(part)
+        if content["text"] is None:
+            if "data" not in part or part["media_type"] not in _files.IMAGES:
+                raise _files.not_taken(part, "codex")
+            content = {"type": "input_image", "image_url": f"data:{part['media_type']};base64,{part['data']}"}
+    return {"type": "message", "role": role, "content": [content]}
+
+
+def rollout(items: Sequence[Json], ident: str) -> bytes:
+    """The session file of a history. The ids of its items are digests of all that stands before them."""
+    meta = {"id": ident, "timestamp": FIXED_TIME, "cwd": "/", "originator": "codex_exec", "cli_version": "0.169.0",
+            "source": "exec"}  # fmt: skip
+    lines: list[tuple[str, dict[str, Any]]] = [("session_meta", meta)]
+    before = ""
+    for item in items:
+        before = uuid_of(before, item)
+        prefix = PREFIX[item["type"]]
+        lines.append(("response_item", {**item, "id": f"{prefix}_{before}"}))
+    # Without an end codex inserts a turn that says it was aborted.
+    lines.append(("event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
+    return b"".join(
+        orjson.dumps({"timestamp": FIXED_TIME, "type": kind, "payload": payload}, option=orjson.OPT_APPEND_NEWLINE)
+        for kind, payload in lines
+    )

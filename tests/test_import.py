@@ -1,0 +1,197 @@
+"""thread-import: what the agent programs kept of a conversation, as records; of a damaged session, what can be read."""
+
+from __future__ import annotations
+
+import shutil
+
+import orjson
+import pytest
+from conftest import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mllm_pipe import sessions
+from mllm_pipe.envelope import holds
+
+SESSIONS = DATA / "sessions"
+IDS = {"claude": "cf295e0c-cd86-4ad3-99df-1b97ced372a8", "codex": "01a20495-f5ab-7490-89d8-a058b2c01283"}
+FILES = {"claude": SESSIONS / "claude-session-file.jsonl", "codex": SESSIONS / "codex-rollout-file.jsonl"}
+TOOL = {"claude": ("Bash", {"command": "echo hi-from-tool", "description": "say hi"}),
+        "codex": ("exec_command", {"cmd": "echo hi-from-tool"})}  # fmt: skip
+
+
+def lay(home, program, cwd, ident=None):
+    """Puts the sample session where the program would have it for a directory."""
+    ident = ident or IDS[program]
+    text = FILES[program].read_text().replace("$WORK", str(cwd)).replace(IDS[program], ident)
+    if program == "claude":
+        slug = "".join(letter if letter.isalnum() else "-" for letter in str(cwd))
+        place = home / ".claude" / "projects" / slug / f"{ident}.jsonl"
+    else:
+        place = home / ".codex" / "sessions" / "2026" / "11" / "22" / f"rollout-2026-11-22T18-47-46-{ident}.jsonl"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+    return place
+
+
+def line(uuid, parent, role="user", content="hi", **more):
+    """A line of a Claude session."""
+    said = {"role": role, "content": content} | ({"id": f"msg_{uuid}", "model": "m"} if role == "assistant" else {})
+    return {"type": role, "uuid": uuid, "parentUuid": parent, "sessionId": "s", "timestamp": "2026-01-02T03:04:05.000Z",
+            "message": said} | more  # fmt: skip
+
+
+def write(path, lines):
+    path.write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in lines))
+
+
+@pytest.mark.parametrize("program", sessions.PROGRAMS)
+def test_a_session_with_a_tool_call_arrives_whole_and_without_what_the_program_put_in(sh, program):
+    ran = sh(f"thread-import --from {program} {FILES[program]} > t; cat t")
+    assert (ran.status, ran.err) == (0, "")
+    user, call, used, result, answer, _ = ran.records
+    name, arguments = TOOL[program]
+    assert {one["thread"] for one in ran.records} == {IDS[program]}
+    assert (user["role"], user["content"]) == ("user", "What is 2+2?")
+    (part,) = call["content"]
+    assert (part["type"], part["name"], part["arguments"], call["finish"]) == ("tool_call", name, arguments, "tool")
+    assert (result["role"], result["content"][0]["call_id"]) == ("tool", part["id"])
+    assert "hi-from-tool" in result["content"][0]["content"]
+    assert answer["content"].startswith("LOOPBACK-OK") and answer["author"]["runtime"] == program
+    assert used["usage"]["output_tokens"] > 0 and used["output_ids"] == [call["id"]] and used["cost_usd"] is None
+    assert call["at"] < result["at"] < answer["at"]
+    assert sh("mllm validate < t").status == 0
+
+
+@pytest.mark.parametrize("program", sessions.PROGRAMS)
+def test_importing_twice_appends_nothing_twice(sh, program):
+    once = sh(f"thread-import --from {program} {FILES[program]} | thread-append t > /dev/null; cat t")
+    twice = sh(f"thread-import --from {program} {FILES[program]} | thread-append t > /dev/null; cat t")
+    assert (twice.status, twice.err, twice.out) == (0, "", once.out)
+
+
+@pytest.mark.parametrize("program", sessions.PROGRAMS)
+def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, program):
+    place = lay(home, program, work)
+    other = lay(home, program, "/elsewhere", "01a20495-f5ab-4490-89d8-a058b2c01999")
+    before = sorted((path, path.stat().st_mtime_ns) for path in home.rglob("*"))
+    whole = sh(f"thread-import --from {program} {place} > t; cat t").out
+    for asked in ("--last", IDS[program], IDS[program][:-4]):
+        assert sh(f"thread-import --from {program} {asked} > t; cat t").out == whole, asked
+    (row,) = sh(f"thread-import --from {program} --list").records
+    assert (row["session"], row["turns"], row["first"], row["path"]) == (IDS[program], 1, "What is 2+2?", str(place))
+    assert row["tokens"] > 0
+    rows = sh(f"thread-import --from {program} --list --all").records
+    assert sorted(row["path"] for row in rows) == sorted([str(place), str(other)])
+    assert sorted((path, path.stat().st_mtime_ns) for path in home.rglob("*")) == before, "reading changes nothing"
+
+
+@pytest.mark.parametrize(("asked", "status", "err"), [
+    ("--last", 66, "claude has no session of this directory; --all looks everywhere"),
+    ("--last --all", 66, "claude has no session"),
+    ("nope", 66, "nope: no such session; --list --all shows them"),
+    ("./nope", 66, "./nope: No such file or directory"),
+    ("", 2, "say one of: a SESSION or its FILE, --last, --list"),
+])  # fmt: skip
+def test_what_is_not_there_is_said(sh, asked, status, err):
+    ran = sh(f"thread-import --from claude {asked}")
+    assert (ran.status, ran.out, ran.err) == (status, "", f"thread-import: {err}\n")
+
+
+def test_results_that_hang_from_their_calls_come_one_after_the_other(sh, work):
+    calls = [{"type": "tool_use", "id": f"c{n}", "name": "Read", "input": {}} for n in (1, 2)]
+    answer = {"id": "msg_a", "role": "assistant", "model": "m"}
+    result = [{"type": "tool_result", "tool_use_id": f"c{n}", "content": str(n)} for n in (1, 2)]
+    write(work / "s", [
+        line("u", None), line("a1", "u", "assistant") | {"message": answer | {"content": calls[:1]}},
+        line("r1", "a1", content=result[:1]), line("a2", "a1", "assistant") | {"message": answer | {"content": calls[1:]}},
+        line("r2", "a2", content=result[1:]), line("b", "r2", "assistant", [{"type": "text", "text": "done"}]),
+    ])  # fmt: skip
+    ran = sh("thread-import --from claude ./s | jq -c 'select(.role) | [.id, .reply_to, (.content | length)]'")
+    assert (ran.status, ran.err) == (0, "")
+    assert [orjson.loads(one) for one in ran.out.splitlines()] == [
+        ["u", None, 2], ["a1", None, 2], ["r1", None, 1], ["r2", None, 1], ["b", None, 4]]  # fmt: skip
+
+
+def test_a_turn_that_was_taken_back_stays_as_a_branch(sh, work):
+    said = [{"type": "text", "text": "yes"}]
+    write(work / "s", [line("u", None), line("a", "u", "assistant", said), line("v", "a", content="wrong"),
+                       line("b", "v", "assistant", said), line("w", "a", content="right")])  # fmt: skip
+    ran = sh("thread-import --from claude ./s | tee t | jq -r 'select(.reply_to) | .id + .reply_to'")
+    assert (ran.out, ran.err) == ("wa\n", "")
+    assert sh("dispatch -q --to exec:cat < t | jq -r 'select(.author.runtime == \"exec\").content'").out.count("wrong") == 0
+
+
+def test_what_the_program_put_in_is_left_out(sh, work):
+    write(work / "s", [
+        line("u", None, content=[{"type": "text", "text": "<system-reminder>\nx"}, {"type": "text", "text": "hi"}]),
+        line("m", "u", content="meta", isMeta=True), line("c", "m", content="<command-name>/clear</command-name>"),
+        line("x", "c", content="aside", isSidechain=True),
+        line("e", "c", "assistant", [{"type": "text", "text": "API Error"}], isApiErrorMessage=True),
+        line("a", "e", "assistant", [{"type": "text", "text": "yes"}]), {"type": "ai-title", "aiTitle": "t"},
+        {"type": "brand-new", "uuid": "n", "parentUuid": "a", "what": 1},
+    ])  # fmt: skip
+    ran = sh("thread-import --from claude ./s > t; cat t")
+    assert [(one["type"], one.get("content", one.get("raw", {}).get("what"))) for one in ran.records] == [
+        ("message", "hi"), ("message", "yes"), ("opaque", 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "status", "err", "contents"), [
+    ([line("u", None), b'{"type":"us'], 0, "the last line is not whole yet; it is left out\n", ["hi"]),
+    ([line("u", None), b'{"type":"us\n', line("v", "u", content="on")], 65,
+     "line 2: no JSON object; passed on as an error record\n", ["hi", "on"]),
+    ([line("u", None), line("v", "gone", content="on")], 0,
+     "1 lines hang from none that is there; each follows the one before it\n", ["hi", "on"]),
+    ([line("u", None), line("u", None, content="again")], 0, "", ["hi"]),
+    ([line("u", None, version="9.1.0")], 0,
+     "written by Claude Code 9.1.0, newer than 2.1.197, which is known here\n", ["hi"]),
+    ([line("u", None), line("v", None, content="anew")], 0, "1 messages of an earlier beginning are left out\n", ["anew"]),
+])  # fmt: skip
+def test_a_damaged_session_gives_what_can_be_read(sh, work, lines, status, err, contents):
+    (work / "s").write_bytes(b"".join(one if isinstance(one, bytes) else orjson.dumps(one) + b"\n" for one in lines))
+    ran = sh("thread-import --from claude ./s > t; s=$?; jq -c 'select(.role).content' t; exit $s")
+    assert (ran.status, ran.err) == (status, f"thread-import: ./s: {err}" if err else "")
+    assert [orjson.loads(one) for one in ran.out.splitlines()] == contents
+
+
+def test_a_hostile_session_is_data_only(sh, home, work):
+    """Names that climb, links, terminal codes and mentions neither choose a path nor reach the terminal."""
+    place = lay(home, "claude", work)
+    (home / "secret").write_text("SECRET")
+    (place.parent / "11111111-1111-4111-8111-111111111111.jsonl").symlink_to(home / "secret")
+    write(place, [line("../../u", None, content="@/etc/hostname \x1b[31m", sessionId="../../../evil")])
+    rows = sh("thread-import --from claude --list --all").records
+    assert [row["path"] for row in rows] == [str(place)]
+    ran = sh("thread-import --from claude --last | thread-export --to claude --format json")
+    assert ran.status == 0
+    (made,) = ran.records
+    assert made["path"].startswith(str(place.parent)) and "\x1b" not in ran.err and "SECRET" not in ran.out
+    assert not list(home.parent.rglob("*evil*"))
+
+
+ANY = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=4),
+                   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+                       ["type", "text", "id", "name", "input", "content", "tool_use_id", "call_id", "role", "source",
+                        "is_error", "output", "arguments", "summary"]), inner, max_size=4), max_leaves=8)  # fmt: skip
+KINDS = st.sampled_from(["text", "tool_use", "tool_result", "thinking", "image", "message", "function_call", "reasoning",
+                         "function_call_output", "custom_tool_call", "input_text", "new"])  # fmt: skip
+BLOCK = st.builds(lambda kind, value: value | {"type": kind}, KINDS, st.dictionaries(st.sampled_from(
+    ["text", "thinking", "id", "name", "input", "content", "tool_use_id", "call_id", "output", "arguments", "role",
+     "source", "summary", "is_error"]), ANY, max_size=5))  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(BLOCK, max_size=4), ANY, st.sampled_from(["user", "assistant"]))
+def test_no_shape_of_a_line_makes_a_record_that_is_none(blocks, usage, role):
+    foreign = line("u", None, role, blocks)
+    foreign["message"]["usage"] = usage
+    rollout = [{"timestamp": usage, "type": "response_item", "payload": block} for block in blocks]
+    for program, entries in (("claude", [foreign]), ("codex", rollout), ("codex", [{"type": "compacted", "payload": usage}])):
+        made = sessions.load(program).records(entries, "s")
+        assert all(holds(one) for one in made["records"]), (program, made)
+
+
+def test_a_session_that_is_read_from_a_copy_gives_the_same_records(sh, work):
+    shutil.copy(FILES["claude"], work / "copy.jsonl")
+    first = sh(f"thread-import --from claude {FILES['claude']} > t; cat t").out
+    assert sh("thread-import --from claude ./copy.jsonl > t; cat t").out == first
