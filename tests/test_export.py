@@ -70,6 +70,73 @@ def test_nothing_to_export_is_said(sh, line, status, err):
     assert sh(line) == (status, "", f"thread-export: {err}\n")
 
 
+HOSTILE = r"""{"role":"user","content":"<script>x</script> \u001b[31m"}
+{"role":"assistant","author":{"agent":"a*b"},"content":[{"type":"text","text":"See."},{"type":"tool_call","id":"c","name":"Read","arguments":{"f":"````"}}]}
+{"role":"tool","content":[{"type":"tool_result","call_id":"c","content":"```\n# no heading\n```"}]}
+"""  # fmt: skip
+PAGES = {
+    "text": r"""t
+
+== user
+<script>x</script> \u001b[31m
+
+== a*b
+See.
+  [calls Read] {
+  [calls Read]   "f": "````"
+  [calls Read] }
+
+== tool
+  [result] ```
+  [result] # no heading
+  [result] ```
+""",
+    "markdown": r"""# t
+
+## user
+
+<script>x</script> \u001b[31m
+
+## a\*b
+
+See.
+
+*calls Read*
+
+`````
+{
+  "f": "````"
+}
+`````
+
+## tool
+
+*result*
+
+````
+```
+# no heading
+```
+````
+""",
+}
+
+
+@pytest.mark.parametrize("form", PAGES)
+def test_a_page_for_people_is_safe_to_show(sh, work, form):
+    (work / "bare").write_text(HOSTILE)
+    ran = sh(f"thread-append - --thread t < bare | thread-export --to {form}")
+    assert (ran.status, ran.out, ran.err) == (0, PAGES[form], "")
+
+
+def test_a_page_of_html_is_escaped(sh, work):
+    (work / "bare").write_text(HOSTILE)
+    ran = sh("thread-append - --thread t < bare | thread-export --to html")
+    assert (ran.status, ran.err) == (0, "")
+    assert "<script>" not in ran.out and "<pre>&lt;script&gt;x&lt;/script&gt; \\u001b[31m</pre>" in ran.out
+    assert "<details><summary>result</summary><pre>```\n# no heading\n```</pre></details>" in ran.out
+
+
 # -- with the programs themselves --------------------------------------------------------------------------------------
 
 

@@ -91,11 +91,17 @@ def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, progra
     ("--last --all", 66, "claude has no session"),
     ("nope", 66, "nope: no such session; --list --all shows them"),
     ("./nope", 66, "./nope: No such file or directory"),
+    ("./", 66, "./: a directory, no session"),
     ("", 2, "say one of: a SESSION or its FILE, --last, --list"),
 ])  # fmt: skip
 def test_what_is_not_there_is_said(sh, asked, status, err):
     ran = sh(f"thread-import --from claude {asked}")
     assert (ran.status, ran.out, ran.err) == (status, "", f"thread-import: {err}\n")
+
+
+def test_a_session_that_does_not_name_itself_is_named_by_its_file(sh, work):
+    write(work / "talk.jsonl", [{key: value for key, value in line("u", None).items() if key != "sessionId"}])
+    assert sh("thread-import --from claude ./talk.jsonl | jq -r 'select(.role).thread'") == (0, "talk\n", "")
 
 
 def test_results_that_hang_from_their_calls_come_one_after_the_other(sh, work):

@@ -10,8 +10,10 @@ import click
 import orjson
 
 from mllm_pipe import cli, sessions
+from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, BadRecord, CallFailed, Failure, Missing, Outcome, Usage
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
+from mllm_pipe.sessions import page
 from mllm_pipe.sessions.store import create
 from mllm_pipe.stream import Sink, Source, Thread, show
 from mllm_pipe.terminal import kind_of, note, say
@@ -19,7 +21,8 @@ from mllm_pipe.thread import UNNAMED, admitted, branch
 
 
 @click.command("thread-export", context_settings={"max_content_width": 100})
-@click.option("--to", "program", type=click.Choice(sessions.PROGRAMS), required=True, help="Who shall go on.")
+@click.option("--to", "program", type=click.Choice([*sessions.PROGRAMS, *page.FORMS]), required=True,
+              help="Who shall go on; or a page for people.")
 @click.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
               help="The directory that the session belongs to (default: this one).")
 @click.option("--as", "agent", metavar="NAME", default=UNNAMED, help="Whose turns are its own; others' are quoted.")
@@ -29,21 +32,29 @@ from mllm_pipe.thread import UNNAMED, admitted, branch
 def command(program: str, cwd: str | None, agent: str, form: str, grouped: bool, max_line: int, quiet: bool) -> int:
     """Write each thread on stdin as a new session of an agent program, and print the command that resumes it.
 
-    What is written is the branch that the thread stands at. A session that is there already is never changed.
+    What is written is the branch that the thread stands at. A session that is there already is never changed. With
+    markdown, html or text, the thread itself goes to stdout, as a page.
+
+    \b
+    $ thread-append --new "Name a risk." | thread-export --to markdown
     """
     if kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to export; pipe one in, or: thread-export --to claude < FILE")
-    module, where = sessions.load(program), cwd or os.getcwd()
+    where = cwd or os.getcwd()
     outcome = Outcome()
     source = Source(outcome, Sink(records=False).record, grouped=grouped, max_line=max_line)
     for thread in source.threads():
+        outcome.said_no = outcome.said_no or thread.status == "no"
         try:
-            made = _export(thread, module, where, agent)
+            messages = _messages(thread)
+            if program in page.FORMS:
+                show(page.page(messages, thread.id, program))
+                continue
+            made = _export(thread, messages, sessions.load(program), where, agent)
         except Failure as failure:
             say(f"thread {thread.id}: {failure}")
             outcome.fail(failure.status)
             continue
-        outcome.said_no = outcome.said_no or thread.status == "no"
         note(f"thread {thread.id}: {made['path']}")
         if form == "json":
             show(orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE).decode())
@@ -52,8 +63,8 @@ def command(program: str, cwd: str | None, agent: str, form: str, grouped: bool,
     return outcome.status()
 
 
-def _export(thread: Thread, module: Any, cwd: str, agent: str) -> dict[str, Any]:
-    """Writes the session of a thread: {"thread", "session", "path", "cwd", "command"}."""
+def _messages(thread: Thread) -> list[Record]:
+    """The branch that a thread stands at; a Failure where it is not to be exported."""
     if thread.fault:
         raise thread.fault
     if thread.status == "failed":
@@ -63,6 +74,11 @@ def _export(thread: Thread, module: Any, cwd: str, agent: str) -> dict[str, Any]
     messages = branch(admitted(thread))
     if not messages:
         raise BadRecord("it has no message")
+    return messages
+
+
+def _export(thread: Thread, messages: list[Record], module: Any, cwd: str, agent: str) -> dict[str, Any]:
+    """Writes the session of a thread: {"thread", "session", "path", "cwd", "command"}."""
     spans = {ident: one for one in thread.records if one["type"] == "span" and one.get("usage")
              for ident in one.get("output_ids", ())}  # fmt: skip
     at = next((one["at"] for one in messages if "at" in one), FIXED_TIME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -12,7 +13,7 @@ from mllm_pipe import cli, sessions
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import Missing, Outcome, Usage
 from mllm_pipe.lines import bad_line
-from mllm_pipe.sessions.store import Reader
+from mllm_pipe.sessions.store import Reader, age, says_first
 from mllm_pipe.stream import Sink, Source, Thread, show
 from mllm_pipe.terminal import kind_of, note, say
 from mllm_pipe.thread import text_of
@@ -50,9 +51,9 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     outcome, sink = Outcome(), Sink(records=form != "text" and (form == "ndjson" or kind_of(1) != "terminal"))
     made, reader = _read(module, path)
     thread = Thread(made["thread"])
-    for one in made["records"]:
-        thread.add(one, line_of(one)[:-1])
-    if not any(one["type"] == "message" for one in made["records"]) and not reader.bad:
+    thread.lines = [line_of(one)[:-1] for one in made["records"]]
+    messages = sum(one["type"] == "message" for one in made["records"])
+    if not messages and not reader.bad:
         raise Missing(f"{path}: no conversation of {module.PROGRAM}")
     for line, number in reader.bad:
         outcome.bad_lines += 1
@@ -63,8 +64,7 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     for said in [*made["notes"], *(["the last line is not whole yet; it is left out"] if reader.torn else [])]:
         note(f"{path}: {said}")
     if not sink.records:
-        count = sum(one["type"] == "message" for one in made["records"])
-        note(f"thread {thread.id}: {count} messages; pipe it on, or into: | thread-append FILE")
+        note(f"thread {thread.id}: {messages} messages; pipe it on, or into: | thread-append FILE")
     thread.run = Source(outcome, sink.record).run()
     sink.thread(thread, [], "ok")
     sink.end(None, outcome)
@@ -74,7 +74,9 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
 def _read(module: Any, path: str) -> tuple[Json, Reader]:
     """The records of a session's file, and what was read."""
     stem = os.path.basename(path).removesuffix(".jsonl")
-    name = stem[-36:] if sessions.UUID.fullmatch(stem[-36:]) else ""
+    named = stem[-36:] if sessions.UUID.fullmatch(stem[-36:]) else says_first(path, "sessionId")
+    name = (named or says_first(path, "id", "payload") or stem)[:200] or "session"
+    gc.disable()  # records make no cycles, and looking for some takes a third of the time
     reader = Reader(path)
     made: Json = module.records(reader.entries(), name)
     return made, reader
@@ -84,7 +86,7 @@ def _newest(paths: list[str], program: str, everywhere: bool) -> str:
     if not paths:
         where = "" if everywhere else " of this directory; --all looks everywhere"
         raise Missing(f"{program} has no session{where}")
-    return max(paths, key=lambda path: (os.stat(path).st_mtime, path))
+    return max(paths, key=lambda path: (age(path), path))
 
 
 def _named(module: Any, name: str) -> str:
@@ -105,12 +107,12 @@ def _ident(path: str) -> str:
 
 def _list(module: Any, cwd: str | None, as_text: bool) -> int:
     """One line a session, newest first."""
-    paths = sorted(module.found(cwd), key=lambda path: os.stat(path).st_mtime, reverse=True)
+    paths = sorted(module.found(cwd), key=age, reverse=True)
     for path in paths:
         made, _ = _read(module, path)
         said = [one for one in made["records"] if one["type"] == "message"]
-        row = {"session": _ident(path), "at": timestamp(os.stat(path).st_mtime), "turns": _turns(said),
-               "tokens": _tokens(made["records"]), "bytes": os.stat(path).st_size, "first": _first(said),
+        row = {"session": _ident(path), "at": timestamp(age(path)), "turns": _turns(said),
+               "tokens": _tokens(made["records"]), "bytes": os.path.getsize(path), "first": _first(said),
                "path": path}  # fmt: skip
         if as_text:
             shown = f"{row['session']}  {str(row['at'])[:16]}  {row['turns']:4} turns  {row['tokens']:8} tokens"

@@ -84,8 +84,6 @@ def records(entries: Iterable[Json], name: str) -> Json:
     for line in entries:
         kind, uuid = line.get("type"), line.get("uuid")
         version = line["version"] if isinstance(line.get("version"), str) else version
-        if not thread and isinstance(line.get("sessionId"), str):
-            thread = line["sessionId"][:200]
         if not isinstance(uuid, str) or not 0 < len(uuid) <= 190:
             if kind not in BESIDE:
                 out.append(_unknown(thread, line))

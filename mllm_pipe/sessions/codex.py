@@ -86,8 +86,6 @@ def records(entries: Iterable[Json], name: str) -> Json:
             kind = "?"
         elif kind == "session_meta":
             version = payload["cli_version"] if isinstance(payload.get("cli_version"), str) else version
-            if not thread and isinstance(payload.get("id"), str):
-                thread = payload["id"][:200]
         elif kind == "turn_context":
             model = payload["model"] if isinstance(payload.get("model"), str) else model
         elif kind == "token_usage_record":

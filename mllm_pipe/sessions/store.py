@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,14 @@ def files_in(folder: str, deep: int, ending: str) -> list[str]:
         inner = (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
         return [path for one in inner for path in files_in(one, deep - 1, ending)]
     return [entry.path for entry in entries if entry.name.endswith(ending) and entry.is_file(follow_symlinks=False)]
+
+
+def age(path: str) -> float:
+    """When a session was last written, in seconds since the epoch; 0 if it has just been taken away."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def says_first(path: str, field: str, inside: str = "") -> str | None:
@@ -61,6 +70,8 @@ class Reader:
         except OSError as error:
             raise Missing(f"{self.path}: {error.strerror}") from None
         try:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise Missing(f"{self.path}: a directory, no session")
             lines, number = Lines(descriptor, MAX_LINE), 0
             for batch in lines.batches():
                 for line in batch:

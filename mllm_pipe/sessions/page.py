@@ -1,0 +1,94 @@
+"""A thread as a page for people: markdown, HTML or plain text. Pure. Nothing in it can leave its place.
+
+Terminal codes are written out in every form; in HTML all is escaped, in markdown what is no prose stands in a fence
+that is longer than any in it.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import Any
+
+import orjson
+
+from mllm_pipe.terminal import safe
+from mllm_pipe.thread import parts_of, speaker
+
+Json = dict[str, Any]
+
+FORMS = ("markdown", "html", "text")
+STYLE = ("body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
+         "pre{white-space:pre-wrap;background:#8882;padding:.5em}")  # fmt: skip
+
+
+def page(messages: list[Json], title: str, form: str) -> str:
+    """The messages of a branch, oldest first, as one page."""
+    blocks = [(_who(one), [_shown(part) for part in parts_of(one["content"])]) for one in messages]
+    return {"markdown": _markdown, "html": _html, "text": _text}[form](safe(title), blocks)
+
+
+Blocks = list[tuple[str, list[tuple[str, str]]]]
+
+
+def _who(one: Json) -> str:
+    """Who speaks, and by which model."""
+    author = one.get("author", {})
+    name = speaker(one) if one["role"] == "assistant" else one["role"]
+    by = author.get("model") or author.get("runtime")
+    return safe(f"{name} ({by})" if by else name).replace("\n", " ")
+
+
+def _shown(part: Json) -> tuple[str, str]:
+    """(label, text) of a part; no label for prose."""
+    kind = part["type"]
+    if kind in ("text", "refusal"):
+        return "", safe(part["text"])
+    if kind == "reasoning":
+        return "reasoning", safe(part.get("text") or "")
+    if kind == "tool_call":
+        return f"calls {safe(part['name'])}", safe(orjson.dumps(part["arguments"], option=orjson.OPT_INDENT_2).decode())
+    if kind == "tool_result":
+        texts = [text for _, text in map(_shown, parts_of(part["content"]))]
+        return "error" if part.get("is_error") else "result", "\n".join(texts)
+    if kind == "file":
+        return "file", safe(str(part.get("name") or part["media_type"]))
+    return safe(kind), ""
+
+
+def _text(title: str, blocks: Blocks) -> str:
+    lines = [title]
+    for who, parts in blocks:
+        lines += ["", f"== {who}"]
+        for label, text in parts:
+            lines.append("\n".join(f"  [{label}] {line}" for line in text.split("\n")) if label else text.rstrip("\n"))
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(title: str, blocks: Blocks) -> str:
+    lines = [f"# {_plain(title)}"]
+    for who, parts in blocks:
+        lines += ["", f"## {_plain(who)}"]
+        for label, text in parts:
+            if label:
+                fence = "`" * (max([2, *map(len, re.findall("`+", text))]) + 1)
+                lines += ["", f"*{_plain(label)}*", "", fence, text.rstrip("\n"), fence]
+            else:
+                lines += ["", text.rstrip("\n")]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A name as markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>#!|])", r"\\\1", text.replace("\n", " "))
+
+
+def _html(title: str, blocks: Blocks) -> str:
+    out = [f'<!doctype html>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>']
+    for who, parts in blocks:
+        out.append(f"<section>\n<h2>{escape(who)}</h2>")
+        for label, text in parts:
+            body = f"<pre>{escape(text)}</pre>"
+            out.append(f"<details><summary>{escape(label)}</summary>{body}</details>" if label else body)
+        out.append("</section>")
+    return "\n".join(out) + "\n"
