@@ -70,6 +70,31 @@ def test_importing_twice_appends_nothing_twice(sh, program):
     assert (twice.status, twice.err, twice.out) == (0, "", once.out)
 
 
+def test_a_session_of_gemini_has_each_call_and_each_result_once(sh):
+    ran = sh(f"thread-import --from gemini {SESSIONS / 'gemini-session-file.jsonl'} > t; cat t")
+    assert (ran.status, ran.err) == (0, "")
+    assert [one.get("role", one["type"]) for one in ran.records] == [
+        "user", "assistant", "span", "tool", "assistant", "span"]  # fmt: skip
+    user, call, used, result, answer, _ = ran.records
+    assert user["content"] == "What is 2+2?" and answer["content"].startswith("LOOPBACK-OK")
+    assert call["content"][0]["name"] == "list_directory" and call["author"]["model"] == "gemini-2.5-flash"
+    assert result["content"][0]["call_id"] == call["content"][0]["id"]
+    assert used["usage"] == {"input_tokens": 31, "cache_read_tokens": 7, "output_tokens": 16, "reasoning_tokens": 3}
+    assert sh("mllm validate < t").status == 0
+    assert sh("dispatch -q --to exec:cat more < t").status == 0
+
+
+def test_sessions_of_gemini_are_found_by_what_it_says_of_its_projects(sh, home, work):
+    for project in ("work", "other"):
+        chats = home / ".gemini" / "tmp" / project / "chats"
+        chats.mkdir(parents=True)
+        shutil.copy(SESSIONS / "gemini-session-file.jsonl", chats / "session-2026-11-22T18-47-9849d99d.jsonl")
+    (home / ".gemini" / "projects.json").write_text(f'{{"projects": {{"{work}": "work", "/elsewhere": "../.."}}}}')
+    (row,) = sh("thread-import --from gemini --list").records
+    assert (row["path"].split("/")[-3], row["turns"], row["tokens"]) == ("work", 1, 94)
+    assert len(sh("thread-import --from gemini --list --all").records) == 2
+
+
 @pytest.mark.parametrize("program", sessions.PROGRAMS)
 def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, program):
     place = lay(home, program, work)
@@ -192,7 +217,9 @@ def test_no_shape_of_a_line_makes_a_record_that_is_none(blocks, usage, role):
     foreign = line("u", None, role, blocks)
     foreign["message"]["usage"] = usage
     rollout = [{"timestamp": usage, "type": "response_item", "payload": block} for block in blocks]
-    for program, entries in (("claude", [foreign]), ("codex", rollout), ("codex", [{"type": "compacted", "payload": usage}])):
+    told = {"id": "g", "type": "gemini" if role == "assistant" else "user", "content": blocks, "toolCalls": blocks,
+            "thoughts": blocks, "tokens": usage}  # fmt: skip
+    for program, entries in (("gemini", [told]), ("claude", [foreign]), ("codex", rollout), ("codex", [{"type": "compacted", "payload": usage}])):
         made = sessions.load(program).records(entries, "s")
         assert all(holds(one) for one in made["records"]), (program, made)
 

@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @click.command("thread-import", context_settings={"max_content_width": 100})
 @click.argument("session", required=False)
-@click.option("--from", "program", type=click.Choice(sessions.PROGRAMS), required=True, help="Whose session it is.")
+@click.option("--from", "program", type=click.Choice(sessions.READ), required=True, help="Whose session it is.")
 @click.option("--last", is_flag=True, help="The newest session of this directory.")
 @click.option("--list", "listing", is_flag=True, help="Say which sessions this directory has, newest first.")
 @click.option("--all", "everywhere", is_flag=True, help="With --last and --list: of every directory.")
@@ -102,7 +102,7 @@ def _named(module: Any, name: str) -> str:
 
 def _ident(path: str) -> str:
     stem = os.path.basename(path).removesuffix(".jsonl")
-    return stem[-36:] if stem.startswith("rollout-") else stem
+    return stem[-36:] if stem.startswith("rollout-") else stem.removeprefix("session-")
 
 
 def _list(module: Any, cwd: str | None, as_text: bool) -> int:

@@ -29,13 +29,14 @@ from mllm_pipe.thread import content_of, parts_of, quoted, speaker
 
 Json = dict[str, Any]
 
-PROGRAMS = ("claude", "codex")
+PROGRAMS = ("claude", "codex")  # read and written
+READ = (*PROGRAMS, "gemini")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 def load(name: str) -> ModuleType:
-    """The module of a program among PROGRAMS."""
+    """The module of a program among READ."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
