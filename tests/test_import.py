@@ -129,6 +129,17 @@ def test_a_session_that_does_not_name_itself_is_named_by_its_file(sh, work):
     assert sh("thread-import --from claude ./talk.jsonl | jq -r 'select(.role).thread'") == (0, "talk\n", "")
 
 
+def test_mllm_says_what_sessions_there_are(sh, home, work):
+    place = lay(home, "claude", work)
+    rows = orjson.loads(sh("mllm sessions --format json").out)
+    assert [(row["program"], row["sessions"], row["bytes"]) for row in rows] == [
+        ("claude", 1, place.stat().st_size), ("codex", 0, 0), ("gemini", 0, 0)]  # fmt: skip
+    assert rows[0]["folder"] == str(place.parent)
+    shown = sh("mllm sessions").out.splitlines()
+    assert shown[1:] == ["codex        0 sessions       0.0 MB", "gemini       0 sessions       0.0 MB"]
+    assert shown[0].startswith("claude       1 sessions       0.0 MB  newest ")
+
+
 def test_results_that_hang_from_their_calls_come_one_after_the_other(sh, work):
     calls = [{"type": "tool_use", "id": f"c{n}", "name": "Read", "input": {}} for n in (1, 2)]
     answer = {"id": "msg_a", "role": "assistant", "model": "m"}
@@ -170,7 +181,9 @@ def test_what_the_program_put_in_is_left_out(sh, work):
 @pytest.mark.parametrize(("lines", "status", "err", "contents"), [
     ([line("u", None), b'{"type":"us'], 0, "the last line is not whole yet; it is left out\n", ["hi"]),
     ([line("u", None), b'{"type":"us\n', line("v", "u", content="on")], 65,
-     "line 2: no JSON object; passed on as an error record\n", ["hi", "on"]),
+     "line 2: no JSON object, or one nested too deeply; passed on as an error record\n", ["hi", "on"]),
+    ([line("u", None), b'{"a":' * 300 + b"1" + b"}" * 300 + b"\n"], 65,
+     "line 2: no JSON object, or one nested too deeply; passed on as an error record\n", ["hi"]),
     ([line("u", None), line("v", "gone", content="on")], 0,
      "1 lines hang from none that is there; each follows the one before it\n", ["hi", "on"]),
     ([line("u", None), line("u", None, content="again")], 0, "", ["hi"]),

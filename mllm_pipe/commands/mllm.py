@@ -154,6 +154,25 @@ def completion_source(shell: str, name: str) -> str:
     return chosen(command, {}, name, variable).source() + "\n"
 
 
+@command.command("sessions")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+              help="What stdout gets (default text).")
+@cli.common_options
+def sessions_command(form: str) -> int:
+    """Say how many sessions of each agent program are here, how large, and where; thread-import reads them."""
+    from mllm_pipe import sessions
+    from mllm_pipe.sessions import store
+
+    rows = [{"program": name, **store.measure(sessions.load(name).found(None))} for name in sessions.READ]
+    if form == "json":
+        show(orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        return 0
+    for row in rows:
+        last = f"newest {row['newest'][:16]} in {row['folder']}" if row["sessions"] else ""
+        show(f"{row['program']:8}{row['sessions']:6} sessions{row['bytes'] / 1e6:10.1f} MB  {last}".rstrip() + "\n")
+    return 0
+
+
 command.add_command(trust_command)
 command.add_command(config_command)
 

@@ -19,6 +19,7 @@ from mllm_pipe.terminal import kind_of, note, say
 from mllm_pipe.thread import text_of
 
 Json = dict[str, Any]
+WHY = "no JSON object, or one nested too deeply"
 
 
 @click.command("thread-import", context_settings={"max_content_width": 100})
@@ -57,8 +58,8 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
         raise Missing(f"{path}: no conversation of {module.PROGRAM}")
     for line, number in reader.bad:
         outcome.bad_lines += 1
-        say(f"{path}: line {number}: no JSON object; passed on as an error record")
-        sink.record(bad_line(line, number, thread.id or "-", f"{program}: no JSON object"))
+        say(f"{path}: line {number}: {WHY}; passed on as an error record")
+        sink.record(bad_line(line, number, thread.id or "-", f"{program}: {WHY}"))
     if sessions.newer(made["version"], module.KNOWN):
         note(f"{path}: written by {module.PROGRAM} {made['version']}, newer than {module.KNOWN}, which is known here")
     for said in [*made["notes"], *(["the last line is not whole yet; it is left out"] if reader.torn else [])]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.envelope import MAX_DEPTH, depth, timestamp
 from mllm_pipe.errors import Missing, WriteFailed
 from mllm_pipe.lines import MAX_LINE, Lines, Long
 
 Json = dict[str, Any]
+DEPTH = MAX_DEPTH - 8  # a record puts what it has of a line a few levels deeper
 HEAD = 1 << 16  # bytes in which a session says where it was held
 
 
@@ -36,6 +38,14 @@ def age(path: str) -> float:
         return 0.0
 
 
+def measure(paths: list[str]) -> Json:
+    """{"sessions": how many, "bytes": of all, "newest": when the newest was written, "folder": what holds all}."""
+    size = sum(os.lstat(path).st_size for path in paths if os.path.lexists(path))
+    newest = timestamp(max(map(age, paths))) if paths else None
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else None
+    return {"sessions": len(paths), "bytes": size, "newest": newest, "folder": folder}
+
+
 def says_first(path: str, field: str, inside: str = "") -> str | None:
     """What the first line of a session that has the field says in it; of an object in the line, if one is named."""
     try:
@@ -54,8 +64,14 @@ def says_first(path: str, field: str, inside: str = "") -> str | None:
     return None
 
 
+def _too_deep(value: Json, line: bytes | Long) -> bool:
+    """True for what would be nested deeper in a record than one may be."""
+    brackets = 0 if isinstance(line, Long) else line.count(b"[") + line.count(b"{")
+    return brackets > DEPTH and depth(value) > DEPTH
+
+
 class Reader:
-    """The lines of a session, parsed. Afterwards `bad` has those that are no JSON object, by number, and `torn`
+    """The lines of a session, parsed. Afterwards `bad` has those that no record can be made of, by number, and `torn`
     tells that the last one is still being written, and was left out."""
 
     def __init__(self, path: str) -> None:
@@ -82,7 +98,7 @@ class Reader:
                         value = None if isinstance(line, Long) else orjson.loads(line)
                     except orjson.JSONDecodeError:
                         value = None
-                    if isinstance(value, dict):
+                    if isinstance(value, dict) and not _too_deep(value, line):
                         yield value
                     else:
                         self.bad.append((line, number))
