@@ -9,8 +9,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe import runtimes
-from mllm_pipe.configuration import Configuration, source_of, where
-from mllm_pipe.configuration import nearest as nearest
+from mllm_pipe.configuration import Configuration, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.errors import Usage
 

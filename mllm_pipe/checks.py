@@ -68,7 +68,7 @@ def check(given: str, run: RunProgram, timeout_s: float) -> Check:
         raise Usage(f"--check {given!r}: a weight is more than 0")
     kind, colon, rest = rule.partition(":")
     if kind not in _KINDS:
-        from mllm_pipe.agents import nearest
+        from mllm_pipe.configuration import nearest
 
         raise Usage(f"--check {given!r}: no such check{nearest(kind, list(_KINDS))}; there are {', '.join(_KINDS)}")
     make, sample = _KINDS[kind]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from mllm_pipe import modelfile, models
-from mllm_pipe.agents import nearest
+from mllm_pipe.configuration import nearest
 from mllm_pipe.errors import Missing, Usage
 
 Json = dict[str, Any]

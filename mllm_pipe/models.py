@@ -248,7 +248,7 @@ def _checked(name: str, given: Any, api: str) -> Any:
     if name not in _KINDS:
         if api == "openai-chat":
             return given
-        from mllm_pipe.agents import nearest
+        from mllm_pipe.configuration import nearest
 
         raise Usage(f"option {name}: {api} has no such option{nearest(name, list(_KINDS))}")
     kind = _KINDS[name]

@@ -26,7 +26,7 @@ def find(spec: str) -> Rubric:
         return _of_text("rubric", spec)
     if spec in names():
         return _from_file(os.path.join(os.path.dirname(__file__), f"{spec}.toml"))
-    from mllm_pipe.agents import nearest
+    from mllm_pipe.configuration import nearest
 
     raise Usage(
         f"--rubric {spec!r}: no such rubric{nearest(spec, names())}; there are {', '.join(names())}, @FILE, "
