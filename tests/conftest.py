@@ -16,9 +16,11 @@ import pytest
 BIN = f"{Path(sys.executable).parent}:{Path(__file__).resolve().parent.parent / 'bin'}"
 DATA = Path(__file__).parent / "data"
 
-# A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell without job control starts what it puts into the background with SIGINT ignored, nohup ignores SIGHUP, and
+# both are inherited: by us, and by the commands that a test sends signals to.
+for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, handler)
 
 
 class Ran(NamedTuple):
