@@ -11,12 +11,13 @@ import orjson
 from mllm_pipe import runtimes
 from mllm_pipe.configuration import Configuration, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
+from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Usage
 
 Target = dict[str, Any]
 Agent = dict[str, Any]
 
-_NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None}
+_NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None, "file": None}
 _UNSET: Target = {"model": None, "base_url": None, "key_env": None, "pass_env": (), "max_tokens": None,
                   "cwd": None, "allow": None}
 _DATA = os.path.join(os.path.dirname(__file__), "data")
@@ -26,7 +27,33 @@ def slot(agent: Agent, response: Target, name: str) -> Target | None:
     """The target of an agent's slot; one that is not set is the response slot. None for what is no configured agent."""
     if agent["models"] is None:
         return None
-    return find(agent["models"][name])[0] if name in agent["models"] else response
+    return _seen_from_file(find(agent["models"][name])[0], agent["file"]) if name in agent["models"] else response
+
+
+def evaluator_of(message: Record) -> Target | None:
+    """The evaluator slot of the agent that wrote a message; unset, it is that agent's response slot, so its own model.
+
+    None if the author is no configured agent: the name stands in a record, so it is looked up among those alone, and
+    never taken for a runtime or a program. Usage if the slot names nothing that there is.
+    """
+    author = message.get("author", {}).get("agent")
+    if author is None or author not in read_configuration()["agents"]:
+        return None
+    target, agent = configured_agent(author)
+    return slot(agent, target, "evaluator")
+
+
+def configured_agent(name: str) -> tuple[Target, Agent]:
+    """The target and the agent of [agents.NAME], which there must be, whatever else bears the name."""
+    configuration = read_configuration()
+    configured = configuration["agents"][name]
+    slots = configured.get("models", {})
+    if "runtime" not in configured and "response" not in slots:
+        raise Usage(f"{where(configuration, 'agents', name)}: agents.{name}: runtime is missing")
+    target = _runtime_of(name, slots.get("response") or configured["runtime"], configuration)
+    said = {key: configured.get(key) for key in ("system", "instruction")}
+    file = source_of(configuration, "agents", name).path
+    return _UNSET | {"spec": name} | target, _NOBODY | said | {"name": name, "models": slots, "file": file}
 
 
 def builtin() -> list[str]:
@@ -51,7 +78,8 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
 
     SPEC is RUNTIME, RUNTIME:MODEL or RUNTIME/MODEL, exec:COMMAND, replay:FILE, or an agent or runtime named in
     mllm.toml. `flags` (base_url, key_env, pass_env, max_tokens) win over the configuration when they are set.
-    The agent is {"name", "system", "instruction", "models": its slots}, with None where nothing is configured.
+    The agent is {"name", "system", "instruction", "models": its slots, "file": where they are configured}, with None
+    where nothing is configured.
     Usage if the name is unknown.
     """
     agent: Agent = dict(_NOBODY)
@@ -100,12 +128,7 @@ def _named(name: str) -> tuple[Target, Agent]:
         return {"runtime": name, "kind": "openai-chat"} | known[name], agent
     configuration = read_configuration()
     if name in configuration["agents"]:
-        configured = configuration["agents"][name]
-        if "runtime" not in configured:
-            raise Usage(f"{where(configuration, 'agents', name)}: agents.{name}: runtime is missing")
-        target = _runtime_of(name, configured["runtime"], configuration)
-        said = {key: configured.get(key) for key in ("system", "instruction")}
-        return target, _NOBODY | said | {"name": name, "models": configured.get("models", {})}
+        return configured_agent(name)
     if name in configuration["runtimes"]:
         return _named_runtime(name, configuration)[0], agent
     everything = [*builtin(), *known, *configuration["agents"], *configuration["runtimes"]]

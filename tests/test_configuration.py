@@ -153,3 +153,15 @@ def test_a_program_named_relatively_is_seen_from_the_file(sh, user, home, work):
     (work / "bot").write_text("#!/bin/sh\necho evil\n")
     (work / "bot").chmod(0o755)
     assert sh("dispatch --to a --new x --text; dispatch --to b --new x --text") == (0, "mine\nmine\n", "")
+
+
+def test_a_slot_is_a_target_of_its_own_and_unset_ones_are_the_response_slot(sh, user, home):
+    user('[agents.a]\nmodels = { response = "exec:echo mine", summarizer = "exec:./short" }\n')
+    short = home / ".config/mllm-pipe/short"
+    short.write_text("#!/bin/sh\necho in short\n")
+    short.chmod(0o755)
+    long = "thread-append --new --thread t \"$(seq -s. 99)\" | dispatch --to echo | thread-append - And now? | dispatch -q --to"
+    slots = "jq -r 'select(.op and .runtime == \"exec\") | .slot'"
+    assert sh(f"{long} a --window 60 | {slots}") == (0, "summarizer\nresponse\n", "")
+    user('[agents.a]\nruntime = "exec:echo mine"\n')
+    assert sh(f"{long} a --window 60 | jq -r 'select(.type == \"summary\").content'") == (0, "mine\n", "")
