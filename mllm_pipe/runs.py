@@ -17,6 +17,7 @@ from mllm_pipe.lines import digest
 
 USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 KINDS = ("span", "message", "verdict", "route", "summary", "error")  # what a run is made of
+REDACTED = "redacted"  # the type of the one part that stands for a content of which only size and digest are told
 _WORST = {"ok": 0, "no": 1, "unknown": 2, "error": 3}
 _OF_SPAN = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
             "usage", "cost_usd", "stage", "input_id", "output_ids")  # fmt: skip
@@ -30,6 +31,8 @@ class Fold:
         self.digests, self.texts = digests, texts
         self.spans: dict[str, Record] = {}
         self.messages: dict[tuple[str, str], Record] = {}  # without their content, unless texts are kept
+        self.newest: dict[str, str] = {}  # of each thread, the id of the message that came last
+        self.above: dict[tuple[str, str], str] = {}  # (thread, id of a message): id of the one that came before it
         self.findings: dict[tuple[str, str], Record] = {}  # verdicts, routes, summaries, errors
         self.made_by: dict[tuple[str, str], str] = {}  # (thread, id of a record): id of the span that made it
 
@@ -42,6 +45,9 @@ class Fold:
                     self.made_by[record["thread"], ident] = record["id"]
         elif kind == "message":
             if key not in self.messages:
+                if before := self.newest.get(record["thread"]):
+                    self.above[key] = before
+                self.newest[record["thread"]] = record["id"]
                 self.messages[key] = record if self.texts else {n: v for n, v in record.items() if n != "content"}
                 if self.digests:
                     self.messages[key] = self.messages[key] | digest_of(record)
@@ -68,6 +74,7 @@ class Fold:
         """Take all that another fold has."""
         self.spans |= other.spans
         self.messages |= other.messages
+        self.above |= other.above
         self.findings |= other.findings
         self.made_by |= other.made_by
 
@@ -149,6 +156,15 @@ class Fold:
             above = self.messages.get((thread, above), {}).get("reply_to")
         return [above or span.get("handed_id") or span["input_id"]]
 
+    def before(self, thread: str, ident: str | None) -> list[Record]:
+        """The messages from the first that is known to this one, oldest first; [] if it is not known."""
+        line: list[Record] = []
+        while ident and (thread, ident) in self.messages and len(line) <= len(self.messages):
+            message = self.messages[thread, ident]
+            line.append(message)
+            ident = message.get("reply_to") or self.above.get((thread, ident))
+        return line[::-1]
+
     def unresolved(self) -> set[str]:
         """Threads in which an answer was worked on that nobody here made: it is of another run."""
         return {span["thread"] for span in self.spans.values() for ident in self._handed(span)
@@ -157,8 +173,11 @@ class Fold:
 
 
 def digest_of(message: Record) -> dict[str, Any]:
-    """Size and sha256 of a message's content: of the text in UTF-8, of parts as JSON without blanks."""
+    """Size and sha256 of a message's content: of the text in UTF-8, of parts as JSON without blanks. Of a redacted one
+    what it says of itself."""
     content = message["content"]
+    if isinstance(content, list) and len(content) == 1 and content[0]["type"] == REDACTED:
+        return {name: content[0].get(name) for name in ("bytes", "sha256")}
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else orjson.dumps(content)
     return {"bytes": len(data), "sha256": digest(data)}
 

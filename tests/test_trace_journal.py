@@ -71,7 +71,7 @@ def test_a_run_is_found_by_a_unique_beginning_and_without_the_index(sh, home):
 
 @pytest.mark.parametrize("line, why", [
     ("trace --since tuesday", "trace: --since tuesday: no time; say today, yesterday, 12h, 2d, 2026-11-24, or 2026-11-24T15:00:00Z\n"),
-    ("trace --by model --handoffs", "trace: --by, --handoffs and --sql are three questions; ask one\n"),
+    ("trace --by model --handoffs", "trace: --by, --handoffs, --sql, --export, --otlp and --prune are each a thing of its own; ask for one\n"),
     ("trace --tee", "trace: --tee and --all are for a stream on stdin, and there is none\n"),
     ("trace --by model --format tree", "trace: --format tree is for runs; say table, json, ndjson or csv\n"),
 ])  # fmt: skip

@@ -11,7 +11,7 @@ from mllm_pipe import cli
 from mllm_pipe.errors import Outcome, Usage
 from mllm_pipe.runs import Fold
 from mllm_pipe.stream import refuse_own_output, show
-from mllm_pipe.terminal import kind_of, safe
+from mllm_pipe.terminal import kind_of, note, safe
 from mllm_pipe.tracing import forms, gather, ledger
 from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
 
@@ -20,8 +20,14 @@ from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
 @click.argument("run", required=False)
 @click.option("--journal", is_flag=True, help="Ask the journal, whatever stdin is.")
 @click.option("--all", "every", is_flag=True, help="Every run of the stream, not only those that this pipe made.")
-@click.option("-n", "--newest", type=click.IntRange(0), default=20, metavar="N",
-              help="Of the journal, the newest N runs (default 20; 0: all).")
+@click.option(
+    "-n",
+    "--newest",
+    type=click.IntRange(0),
+    default=20,
+    metavar="N",
+    help="Of the journal, the newest N runs (default 20; 0: all).",
+)
 @click.option("--thread", metavar="ID|FILE", help="Runs of this thread, or of the threads of a file.")
 @click.option("--since", metavar="TIME", help="Begun then or later: today, 12h, 2d, a date, RFC 3339.")
 @click.option("--until", metavar="TIME", help="Begun before that.")
@@ -34,13 +40,23 @@ from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
 @click.option("--by", type=click.Choice(ledger.KEYS), help="Sums over the calls, one line for each of these.")
 @click.option("--handoffs", is_flag=True, help="One line for each message that was handed over.")
 @click.option("--sql", metavar="SELECT", help="Ask the journal's index; man trace has its views.")
+@click.option("--export", is_flag=True, help="Write the records of the runs, for a trace elsewhere.")
+@click.option("--redact", is_flag=True, help="With --export: size and digest instead of every text.")
+@click.option("--otlp", metavar="URL|env", help="Send the runs to a collector; env: as OTEL_EXPORTER_OTLP_* say.")
+@click.option("--content", is_flag=True, help="Let --otlp and --format otlp tell what was said.")
+@click.option("--prune", metavar="AGE", help="Take out of the journal what ended longer ago: 90d, 12w.")
 @click.option("--tee", is_flag=True, help="Copy the stream to stdout, and speak on stderr.")
-@click.option("--format", "form", type=click.Choice(forms.FORMS),
-              help="table on a terminal (tree of a single RUN), ndjson in a pipe.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(forms.FORMS),
+    help="table on a terminal (tree of a single RUN), ndjson in a pipe.",
+)
 @cli.stream_options
 def command(run: str | None, journal: bool, every: bool, newest: int, thread: str | None, since: str | None,
-            until: str | None, by: str | None, handoffs: bool, sql: str | None, tee: bool, form: str | None,
-            grouped: bool, max_line: int, quiet: bool, **asked: Any) -> int:  # fmt: skip
+            until: str | None, by: str | None, handoffs: bool, sql: str | None, export: bool, redact: bool,
+            otlp: str | None, content: bool, prune: str | None, tee: bool, form: str | None, grouped: bool,
+            max_line: int, quiet: bool, **asked: Any) -> int:  # fmt: skip
     """Show what ran, how long it took, what it cost, and where it was handed over.
 
     At the end of a pipe: the runs of its handoffs. From a file: all its runs. With neither: the newest of the journal,
@@ -51,15 +67,25 @@ def command(run: str | None, journal: bool, every: bool, newest: int, thread: st
     $ trace --by model --since today
     $ trace --sql 'select model, count(*) as calls from spans group by model'
     """
-    if (by is not None) + handoffs + (sql is not None) > 1:
-        raise Usage("--by, --handoffs and --sql are three questions; ask one")
+    questions = [by is not None, handoffs, sql is not None, export, otlp is not None, prune is not None]
+    if sum(questions) > 1:
+        raise Usage("--by, --handoffs, --sql, --export, --otlp and --prune are each a thing of its own; ask for one")
+    if redact and not export or content and otlp is None and form != "otlp":
+        raise Usage("--redact is for --export, --content for --otlp and --format otlp")
     asks_journal = journal or kind_of(0) in ("terminal", "null")
     if asks_journal and (tee or every):
         raise Usage("--tee and --all are for a stream on stdin, and there is none")
+    if prune is not None:
+        from mllm_pipe.tracing.upkeep import prune as taken_out
+
+        note(taken_out(prune))
+        return 0
     form = form or ("ndjson" if kind_of(2 if tee else 1) != "terminal" else "tree" if run else "table")
     wanted = Selection(run, since=moment(since, "--since"), until=moment(until, "--until"),
                        **{name: asked[name] for name in ("group", "status", *OF_CALL)})  # fmt: skip
-    fold, outcome = Fold(digests=handoffs), Outcome()
+    sends = otlp is not None or form == "otlp"
+    texts, outcome = export or content or form == "html", Outcome()
+    fold = Fold(digests=handoffs or sends or texts, texts=texts)
     file = thread and os.path.isfile(thread)
     if thread:
         wanted.threads = gather.from_file(thread, fold, outcome) if file else frozenset([thread])
@@ -76,13 +102,17 @@ def command(run: str | None, journal: bool, every: bool, newest: int, thread: st
         runs = gather.with_journal(fold, wanted)
     else:
         runs = gather.from_journal(fold, wanted, newest)
-    if by:
-        text = forms.of_sums(ledger.by(gather.spans_of(fold, runs, wanted), by), by, form)
+    if otlp is not None:
+        note(forms.sent(runs, fold, content, otlp))
+    elif by:
+        _speak(forms.of_sums(ledger.by(gather.spans_of(fold, runs, wanted), by), by, form), tee)
     elif handoffs:
-        text = forms.of_rows(gather.handoffs(runs), form)
+        _speak(forms.of_rows(gather.handoffs(runs), form), tee)
+    elif export:
+        _speak(forms.of_records(runs, fold, redact), tee)
     else:
-        text = forms.of_runs(runs, form, brief=asks_journal and not run and not file)
-    _speak(text, tee)
+        brief = asks_journal and not run and not file
+        _speak(forms.of_runs(runs, form, fold, brief=brief, content=content), tee)
     return outcome.status()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.runs import REDACTED
 from mllm_pipe.terminal import safe
 from mllm_pipe.thread import parts_of, speaker
 
@@ -24,14 +25,14 @@ STYLE = ("body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0
 
 def page(messages: list[Json], title: str, form: str) -> str:
     """The messages of a branch, oldest first, as one page."""
-    blocks = [(_who(one), [_shown(part) for part in parts_of(one["content"])]) for one in messages]
+    blocks = [(who(one), [shown(part) for part in parts_of(one["content"])]) for one in messages]
     return {"markdown": _markdown, "html": _html, "text": _text}[form](safe(title), blocks)
 
 
 Blocks = list[tuple[str, list[tuple[str, str]]]]
 
 
-def _who(one: Json) -> str:
+def who(one: Json) -> str:
     """Who speaks, and by which model."""
     author = one.get("author", {})
     name = speaker(one) if one["role"] == "assistant" else one["role"]
@@ -39,7 +40,7 @@ def _who(one: Json) -> str:
     return safe(f"{name} ({by})" if by else name).replace("\n", " ")
 
 
-def _shown(part: Json) -> tuple[str, str]:
+def shown(part: Json) -> tuple[str, str]:
     """(label, text) of a part; no label for prose."""
     kind = part["type"]
     if kind in ("text", "refusal"):
@@ -49,10 +50,12 @@ def _shown(part: Json) -> tuple[str, str]:
     if kind == "tool_call":
         return f"calls {safe(part['name'])}", safe(orjson.dumps(part["arguments"], option=orjson.OPT_INDENT_2).decode())
     if kind == "tool_result":
-        texts = [text for _, text in map(_shown, parts_of(part["content"]))]
+        texts = [text for _, text in map(shown, parts_of(part["content"]))]
         return "error" if part.get("is_error") else "result", "\n".join(texts)
     if kind == "file":
         return "file", safe(str(part.get("name") or part["media_type"]))
+    if kind == REDACTED:
+        return kind, safe(f"{part.get('bytes')} bytes, sha256 {part.get('sha256')}")
     return safe(kind), ""
 
 

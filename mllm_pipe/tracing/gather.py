@@ -135,5 +135,3 @@ def handoffs(runs: Runs) -> list[dict[str, Any]]:
     names = ("thread", "from_agent", "from_runtime", "from_model", "to_agent", "to_runtime", "to_model", "message_id",
              "bytes", "sha256", "wait_ms", "from_run_id", "to_run_id")  # fmt: skip
     return [{"run": run["id"], **{name: edge[name] for name in names}} for run in runs for edge in run["handoffs"]]
-
-

@@ -234,8 +234,10 @@ class _Filling:
                            "calls = calls + excluded.calls, unpriced = unpriced + excluded.unpriced, "
                            f"cost = cost + excluded.cost, {sums}",
                            [(*key, *found) for key, found in self.totals.items()])  # fmt: skip
-            db.executemany("insert into pace values (?,?,?,?) on conflict do update set calls = calls + excluded.calls",
-                           [(kind, first, float(value), n) for (kind, first, value), n in self.pace.items()])
+            db.executemany(
+                "insert into pace values (?,?,?,?) on conflict do update set calls = calls + excluded.calls",
+                [(kind, first, float(value), n) for (kind, first, value), n in self.pace.items()],
+            )
             db.execute("update meta set offset = ?", (end,))
             db.execute("commit")
         except BaseException:

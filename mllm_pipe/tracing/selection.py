@@ -81,8 +81,8 @@ def moment(text: str | None, flag: str) -> float | None:
     words = {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}
     if text in words:
         return words[text].timestamp()
-    if age := re.fullmatch(r"(\d{1,6})([mhdw])", text, re.ASCII):
-        return now.timestamp() - int(age[1]) * _UNITS[age[2]]
+    if (seconds := age(text)) is not None:
+        return now.timestamp() - seconds
     try:
         if not re.match(r"\d{4}-\d\d-\d\d(T|$)", text, re.ASCII):
             raise ValueError
@@ -90,3 +90,9 @@ def moment(text: str | None, flag: str) -> float | None:
     except (ValueError, OverflowError):
         raise Usage(f"{flag} {text}: no time; say today, yesterday, 12h, 2d, 2026-11-24, "
                     "or 2026-11-24T15:00:00Z") from None  # fmt: skip
+
+
+def age(text: str) -> float | None:
+    """Seconds of 30m, 12h, 2d or 1w; None if it is no such age."""
+    found = re.fullmatch(r"(\d{1,6})([mhdw])", text, re.ASCII)
+    return float(int(found[1]) * _UNITS[found[2]]) if found else None

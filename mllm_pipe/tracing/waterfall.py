@@ -24,13 +24,11 @@ _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 def tree(run: Run, columns: int) -> str:
     """The run as lines no wider than `columns`, as long as that leaves room for anything."""
-    nodes = _nodes(run)
-    flat = list(_flat(nodes, ""))
-    starts = [start for stage in run["stages"] if (start := seconds_of(stage["started_at"])) is not None]
+    flat = list(_flat(below(run), ""))
     spans = [one for _, one in flat if isinstance(one, dict)]
-    figures = [[cell(_who(one)), one["status"], _waited(one), time(one["duration_ms"]), money(one.get("cost_usd"))]
+    figures = [[cell(who(one)), one["status"], _waited(one), time(one["duration_ms"]), money(one.get("cost_usd"))]
                for one in spans]  # fmt: skip
-    lefts = [width(prefix + cell(_what(one))) for prefix, one in flat if isinstance(one, dict)]
+    lefts = [width(prefix + cell(what(one))) for prefix, one in flat if isinstance(one, dict)]
     widths = [max(map(width, column)) for column in zip(*figures, strict=True)] if figures else [0] * 5
     left = max(lefts, default=0)
     fixed = sum(widths[1:]) + 2 * 5
@@ -40,16 +38,16 @@ def tree(run: Run, columns: int) -> str:
     if left + widths[0] > room:  # names give way, both in part
         left = max(min(left, room - min(widths[0], room // 3)), 8)
         widths[0] = max(room - left, 0)
-    lines = _head(run, columns)
+    lines, first = _head(run, columns), began(run)
     for prefix, one in flat:
         if isinstance(one, str):
             lines.append(fit(prefix + cell(one), columns).rstrip())
             continue
-        picture = "  ▕" + _drawn(one, run, min(starts, default=0.0), bar) + "▏" if bar else ""
+        picture = "  ▕" + _drawn(one, run, first, bar) + "▏" if bar else ""
         told = [one["status"], _waited(one), time(one["duration_ms"]), money(one.get("cost_usd"))]
         status, *right = [fit(text, wide, right=place > 0)
                           for place, (text, wide) in enumerate(zip(told, widths[1:], strict=True))]  # fmt: skip
-        names = [fit(prefix + cell(_what(one)), left), fit(cell(_who(one)), widths[0]), status]
+        names = [fit(prefix + cell(what(one)), left), fit(cell(who(one)), widths[0]), status]
         lines.append(("  ".join(names) + picture + "  " + "  ".join(right)).rstrip())
     return "\n".join(lines) + "\n"
 
@@ -72,7 +70,7 @@ def _waited(stage: dict[str, Any]) -> str:
     return f"+{time(stage['wait_ms'])}" if stage.get("wait_ms") else ""
 
 
-def _nodes(run: Run) -> list[Node]:
+def below(run: Run) -> list[Node]:
     """The tree below a run: threads if there are several, fan-outs, spans, and what belongs to each."""
     threads = list(dict.fromkeys(one["thread"] for one in [*run["stages"], *run["findings"]]))
     branches = []
@@ -89,7 +87,7 @@ def _nodes(run: Run) -> list[Node]:
             nodes: list[Node] = [(one, _under(one)) for one in together]
             node = (f"fan-out of {len(together)}", nodes) if len(together) > 1 else nodes[0]
             items.append((stage["started_at"], node))
-        items += [(finding.get("at", ""), (_said(finding), [])) for finding in findings]
+        items += [(finding.get("at", ""), (said(finding), [])) for finding in findings]
         items.sort(key=lambda item: item[0])
         branches.append((thread, [node for _, node in items]))
     if len(branches) == 1:
@@ -117,10 +115,10 @@ def _under(stage: dict[str, Any]) -> list[Node]:
     for loss in stage.get("losses", []):
         why = f": {loss['why']}" if loss.get("why") else ""
         nodes.append((f"loss  {loss['what']} {loss['action']}{why}", []))
-    return nodes + [(_said(finding), []) for finding in stage.get("findings", [])]
+    return nodes + [(said(finding), []) for finding in stage.get("findings", [])]
 
 
-def _said(finding: dict[str, Any]) -> str:
+def said(finding: dict[str, Any]) -> str:
     """A verdict, route, summary or error in a line."""
     kind = finding["type"]
     if kind == "verdict":
@@ -147,26 +145,40 @@ def _flat(nodes: list[Node], indent: str) -> list[tuple[str, dict[str, Any] | st
     return lines
 
 
-def _what(stage: dict[str, Any]) -> str:
+def what(stage: dict[str, Any]) -> str:
     what = stage["op"] if stage.get("agent") in (None, "assistant") else f"{stage['op']} {stage['agent']}"
     return f"{stage['stage']}: {what}" if "stage" in stage else what
 
 
-def _who(stage: dict[str, Any]) -> str:
+def who(stage: dict[str, Any]) -> str:
     runtime, model = stage.get("runtime", ""), stage.get("model")
     return f"{runtime}:{model}" if model and model != runtime else runtime
 
 
-def _drawn(stage: dict[str, Any], run: Run, began: float, columns: int) -> str:
-    """The bar of a call: where in the run's time it ran, to an eighth of a column; never less than that."""
+def placed(stage: dict[str, Any], run: Run, began: float) -> tuple[float, float, float] | None:
+    """Where in the run's time a call ran: how far from the beginning, how long, and how long what it worked on had
+    waited; each as a share of the whole. None if nobody knows when it began. began: seconds of the epoch."""
     whole = run["duration_ms"] or 1.0
     start = seconds_of(stage["started_at"])
     if start is None:
+        return None
+    offset = min(max((start - began) * 1000 / whole, 0.0), 1.0)
+    return offset, min(stage["duration_ms"] / whole, 1.0 - offset), min((stage.get("wait_ms") or 0.0) / whole, 1.0)
+
+
+def began(run: Run) -> float:
+    """When the first call of a run began, in seconds of the epoch; 0.0 if it has none."""
+    starts = [start for stage in run["stages"] if (start := seconds_of(stage["started_at"])) is not None]
+    return min(starts, default=0.0)
+
+
+def _drawn(stage: dict[str, Any], run: Run, first: float, columns: int) -> str:
+    """The bar of a call: where in the run's time it ran, to an eighth of a column; never less than that."""
+    found = placed(stage, run, first)
+    if found is None:
         return " " * columns
-    offset = min(max((start - began) * 1000 / whole, 0.0), 1.0) * columns
-    length = min(stage["duration_ms"] / whole * columns, columns - offset)
+    offset, length, waited = found[0] * columns, found[1] * columns, round(found[2] * columns)
     before = min(int(offset), columns - 1)
     cells, eighths = divmod(round(max(length, 0.125) * 8), 8)
     bar = ("█" * cells + (_EIGHTHS[eighths - 1] if eighths else ""))[: columns - before]
-    waited = round(min(stage.get("wait_ms") or 0.0, whole) / whole * columns)
     return " " * max(before - waited, 0) + "·" * min(waited, before) + fit(bar, columns - before)

@@ -1,0 +1,127 @@
+"""How fast trace is over a journal of a million spans: the first index, the next trace after 1,000 more, --by model over
+all of it, and memory; beside it DuckDB on the same file, if it is installed (pip install duckdb).
+
+    python tests/bench/million.py [SPANS]
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TRACE = (str(Path(sys.executable).parent / "trace"),)
+MODELS = [("anthropic", "claude-opus-4-8"), ("openai", "gpt-5.4"), ("google", "gemini-3-pro"), ("ollama", "qwen3")]
+AGENTS = ("writer", "reviewer", "editor")
+TEXT = "The parser reads a field at a time, and keeps what a quote has opened until another closes it. " * 3
+HEAD = '"id":"%s","key":"%064x","at":"%s"'
+ABOUT = ('"op":"dispatch","slot":"response","agent":"%s","parent_run_id":"%s","input_id":"%s","runtime":"%s",'
+         '"model":%s')  # fmt: skip
+SPAN = ('{"v":1,"type":"span","thread":"%s","id":"%s","at":"%s",%s,"started_at":"%s","duration_ms":%s,'
+        '"first_token_ms":%s,"status":"%s","usage":%s,"cost_usd":%s,"cost_source":%s,"attempts":[{"runtime":"%s",'
+        '"model":"%s","status":"%s","duration_ms":%s}],"output_ids":["%s"]}')  # fmt: skip
+USAGE = '{"input_tokens":%d,"cache_read_tokens":%d,"output_tokens":%d}'
+MESSAGE = ('{"v":1,"type":"message","thread":"%s","id":"%s","at":"%s","role":"assistant","content":"%s","author":'
+           '{"agent":"%s","runtime":"%s","model":"%s","provider":"%s"},"reply_to":"%s","run_id":"%s",'
+           '"parent_run_id":"%s","finish":"stop"}')  # fmt: skip
+# A process with the memory and time of its child on the last line: peak RSS in KiB, seconds.
+MEASURED = ("import os,resource,subprocess,sys,time\nbegan=time.perf_counter()\n"
+            "subprocess.run(sys.argv[1:],stdin=subprocess.DEVNULL,stdout=subprocess.DEVNULL,check=True)\n"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,time.perf_counter()-began)")  # fmt: skip
+DUCKDB = """
+import duckdb, sys, time
+db = duckdb.connect()
+db.execute("set memory_limit = '4GB'")
+began = time.perf_counter()
+rows = db.execute('''
+  select span.model, count(*), sum(span.cost_usd), count(*) - count(span.cost_usd), sum(span.usage.input_tokens),
+    quantile_cont(span.duration_ms, 0.5), quantile_cont(span.duration_ms, 0.95)
+  from (select records[1] as span from read_json(?, format = 'newline_delimited', columns = {
+    type: 'varchar', records: 'struct(model varchar, cost_usd double, duration_ms double,
+    usage struct(input_tokens bigint))[]'}) where type = 'outcome') group by all order by 3 desc''', [sys.argv[1]]).fetchall()
+print(time.perf_counter() - began, len(rows))
+"""
+
+
+def ident(kind: int, number: int) -> str:
+    """An id of the shape of ours."""
+    return f"01a213d6-{number >> 16:04x}-7{kind:03x}-8{number & 0xFFF:03x}-{number:012x}"
+
+
+def lines(start: int, count: int) -> Iterator[str]:
+    """The two lines of the journal of each call: four calls a run, one run a thread, 10 s from call to call."""
+    pick = random.Random(start)
+    for number in range(start, start + count):
+        runtime, model = MODELS[number % 4]
+        agent, run, thread, span = AGENTS[number % 3], ident(1, number // 4), ident(2, number // 4), ident(3, number)
+        asked, said = ident(4, number), ident(5, number)
+        at = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(1_780_000_000 + number * 10))
+        took, failed = round(pick.lognormvariate(7, 1), 3), number % 50 == 7
+        status = "error" if failed else "ok"
+        usage = USAGE % (number % 5000, number % 1000, number % 700)
+        cost, source = ("null", "null") if runtime == "ollama" else (f"{number % 9973 / 1e6:.6f}", '"table"')
+        head, about = HEAD % (span, number, at), ABOUT % (agent, run, asked, runtime, f'"{model}"')
+        yield f'{{"v":1,"type":"intent",{head},"thread":"{thread}",{about}}}\n'
+        made = SPAN % (thread, span, at, about, at, took, round(took / 3, 3), status, usage, cost, source, runtime, model,
+                       status, took, said)  # fmt: skip
+        answer = MESSAGE % (thread, said, at, TEXT, agent, runtime, model, runtime, asked, span, run)
+        yield f'{{"v":1,"type":"outcome",{head},"status":"{status}","records":[{made},{answer}]}}\n'
+
+
+def measured(*line: str) -> tuple[float, float]:
+    """(seconds, peak MiB) of a command."""
+    ran = subprocess.run([sys.executable, "-c", MEASURED, *line], capture_output=True, text=True, check=True)
+    peak, seconds = ran.stdout.split()
+    return float(seconds), int(peak) / 1024
+
+
+def floor() -> float:
+    """Seconds that `trace --version` takes: its start-up."""
+    return statistics.median(measured(*TRACE, "--version")[0] for _ in range(9))
+
+
+def main() -> None:
+    """Print the figures."""
+    spans = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as folder:
+        os.environ["XDG_STATE_HOME"] = folder
+        journal = Path(folder, "mllm-pipe", "journal.jsonl")
+        journal.parent.mkdir()
+        with journal.open("w") as file:
+            file.writelines(lines(0, spans))
+        print(f"{spans} spans, {journal.stat().st_size / 1e6:.0f} MB, {os.cpu_count()} processors")
+        once, _ = measured("cat", str(journal))
+        seconds, peak = measured(*TRACE, "--journal")
+        size = (journal.parent / "index.sqlite").stat().st_size / 1e6
+        print(f"first index: {seconds:.2f} s, {spans / seconds:,.0f} spans/s, {peak:.0f} MiB; the index has {size:.0f} MB "
+              f"(cat of the journal: {once:.2f} s)")  # fmt: skip
+        start = floor()
+        after = []
+        for more in range(5):
+            with journal.open("a") as file:
+                file.writelines(lines(spans + 1000 * more, 1000))
+            after.append(measured(*TRACE, "--journal")[0])
+        seconds = statistics.median(after)
+        again = statistics.median(measured(*TRACE, "--journal")[0] for _ in range(5))
+        print(f"next trace after 1,000 new spans: {seconds * 1000:.0f} ms; with none new {again * 1000:.0f} ms (ratio "
+              f"{seconds / again:.2f}); trace --version {start * 1000:.0f} ms (ratio {seconds / start:.2f})")  # fmt: skip
+        for asked in ("--by=model", "--by=day", "--by=thread"):
+            seconds, peak = measured(*TRACE, "--journal", asked)
+            print(f"trace {asked}: {seconds * 1000:.0f} ms, {peak:.0f} MiB")
+        if importlib.util.find_spec("duckdb"):
+            ran = subprocess.run(
+                [sys.executable, "-c", DUCKDB, str(journal)], capture_output=True, text=True, check=True
+            )
+            seconds, peak = measured(sys.executable, "-c", DUCKDB, str(journal))
+            print(f"duckdb, the sums by model from the same file: {float(ran.stdout.split()[0]):.2f} s, {peak:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
