@@ -14,7 +14,7 @@ from mllm_pipe.lines import digest
 from mllm_pipe.runs import REDACTED, Fold, digest_of
 
 Json = dict[str, Any]
-_NAME = re.compile(r"[\w.@/:-]{1,80}", re.ASCII)
+_NAME = re.compile(r"[\w.@/:-]{1,80}|redacted \(\d{1,12} bytes, sha256 [0-9a-f]{64}\)", re.ASCII)
 _ALL = ("v", "type", "thread", "id", "at", "run_id", "parent_run_id")
 _KEPT = {
     "message": ("role", "reply_to", "finish"),

@@ -90,7 +90,7 @@ class _Trace:
         span = self._span("invoke_workflow" + (f" {name}" if name else ""), self.root_id, self.above, _INTERNAL,
                           self.started, run["duration_ms"], about)  # fmt: skip
         span |= _listed("events", [event for one in self.findings.get(None, []) for event in self._finding(one)])
-        return span | ({} if run["status"] in ("ok", "no") else {"status": {"code": _ERROR}})
+        return span | ({} if run["status"] in ("ok", "no") else {"status": {"message": run["status"], "code": _ERROR}})
 
     def spans(self, span: Record) -> list[Json]:
         """The span of a call; of what was made by a call for something else, that and the call below it."""

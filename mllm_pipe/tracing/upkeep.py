@@ -37,7 +37,10 @@ def prune(age: str) -> str:
     if seconds is None or seconds < DAY_S:
         raise Usage(f"--prune {age}: no age of a day or more; say 90d or 12w")
     found = _pruned(timestamp(time.time() - seconds))
-    return f"{found.calls} calls taken out; the journal has {found.bytes_after} bytes of {found.bytes_before}"
+    if not found.calls:
+        return "nothing is that old"
+    freed = found.bytes_before - found.bytes_after
+    return f"{found.calls} calls taken out; the journal is {freed} bytes smaller, and has {found.bytes_after}"
 
 
 def _pruned(before: str) -> _Pruned:
