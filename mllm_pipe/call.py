@@ -1,14 +1,9 @@
-"""One call of a runtime, with its clock, its span and its two lines in the journal. What dispatch and judge share."""
+"""One call of a runtime, tried as its patience allows, with its two lines in the journal: for dispatch and judge."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -16,56 +11,12 @@ from mllm_pipe import journal
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFailed
 from mllm_pipe.gate import FAULTS, LeftAlone
+from mllm_pipe.inflight import Sent, journalled, live, settled
 from mllm_pipe.patience import Patience
 from mllm_pipe.recall import answer_of, kept_result
 from mllm_pipe.runtimes import load
-from mllm_pipe.stream import traceparent, watch_reader
+from mllm_pipe.span import Io, Result, ignored, ms, span_of
 from mllm_pipe.terminal import note
-
-Result = dict[str, Any]
-
-
-class Io:
-    """What a runtime has of us during a call: who hears its text, and how long it may take."""
-
-    def __init__(
-        self, timeout_s: float, on_text: Callable[[str], None] | None = None, run: str = "", strict: bool = False
-    ) -> None:
-        """run: the run that this call is part of, which a program that is started may join. strict: no losses."""
-        self.started, self.started_at = time.monotonic(), timestamp()
-        self.run, self.strict = run, strict
-        self.timeout_s, self.on_text = timeout_s, on_text
-        self.first_text: float | None = None
-        self.ignored: list[dict[str, Any]] = []  # losses: what the runtime takes no notice of
-        self.pieces: list[str] = []  # of the answer, for the journal if it is cut off
-
-    def text(self, piece: str) -> None:
-        """A piece of the answer has come."""
-        if self.first_text is None:
-            self.first_text = time.monotonic()
-        self.pieces.append(piece)
-        if self.on_text:
-            self.on_text(piece)
-
-    def lost(self, losses: list[dict[str, Any]]) -> None:
-        """What cannot be sent as it is, told before anything is sent. CallFailed("losses") if nothing may be lost."""
-        if self.strict and losses:
-            first = losses[0]
-            more = f", and {len(losses) - 1} more" if len(losses) > 1 else ""
-            why = f": {first['why']}" if first.get("why") else ""
-            raise CallFailed("losses", f"--strict: {first['what']} would be {first['action']}{why}{more}", billed="no")
-
-    def left_or_none(self) -> float:
-        """Seconds left of the deadline, 0 if there are none."""
-        return max(0.0, self.started + self.timeout_s - time.monotonic())
-
-    def left(self) -> float:
-        """Seconds left of the deadline. CallFailed("timeout") when there are none."""
-        left = self.started + self.timeout_s - time.monotonic()
-        if left <= 0:
-            raise CallFailed("timeout", f"no whole answer within {self.timeout_s:g} s; --timeout sets the limit")
-        return left
-
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
 NO_FALLBACK = ("losses", "refusal", "filter", "length")
@@ -124,18 +75,18 @@ def ask(
             break  # what the first one said is why the thread fails
         if failure is None:
             break
-    with _settled():
-        _live.pop(run_id, None)
+    with settled():
+        live.pop(run_id, None)
         result = _priced(last, request, result, failure, io.started_at)
         span = span_of(last, about, io, run_id, result or {}, failure)
-        span |= {"started_at": started_at, "duration_ms": _ms(time.monotonic() - began), "attempts": attempts}
+        span |= {"started_at": started_at, "duration_ms": ms(time.monotonic() - began), "attempts": attempts}
         made = make(result, span) if result and result["parts"] else []
         span["output_ids"] = [record["id"] for record in made]
         call = Call(span, result, failure, made)
         try:
             kept = kept_result(result, made) if result and not failure else None
             journal.conclude(run_id, key, span["status"], [span, *made], kept)
-            _kept.append(run_id)
+            journalled.append(run_id)
         except WriteFailed as lost:
             call.unkept = str(lost)
     return call
@@ -175,7 +126,7 @@ def _tried(
             _intend(ids[0], (target, about, io, ids[1], attempts), patience, worst)
             began = time.monotonic()
             io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
-            attempt: Record = name | {"status": "ok"} | ({"wait_ms": _ms(wait)} if wait else {})
+            attempt: Record = name | {"status": "ok"} | ({"wait_ms": ms(wait)} if wait else {})
             attempts.append(attempt)
             result, failure, code = None, None, "stopped"
             try:
@@ -197,13 +148,13 @@ def _tried(
                     note(f"{where}: {failed}; asked again, though it may be billed twice")
             except Failure:
                 journal.conclude(*ids, "error", [])  # refused on our side: nothing was sent
-                _live.pop(ids[0], None)
+                live.pop(ids[0], None)
                 raise
             except Stopped:
                 attempt |= {"status": "unknown", "code": "stopped"}
                 raise  # what had come is written down by `abandon`
             finally:
-                attempt["duration_ms"] = _ms(time.monotonic() - began)
+                attempt["duration_ms"] = ms(time.monotonic() - began)
                 gate.leave(entered, code, str(failure or ""))
             wait = next_wait
             time.sleep(wait)
@@ -215,7 +166,7 @@ def _tried(
             patience.budget.settle(ids, worst, said.get("cost_usd"), said.get("usage"), unpaid)
 
 
-def _intend(run_id: str, sent: _Sent, patience: Patience, worst: Any) -> None:
+def _intend(run_id: str, sent: Sent, patience: Patience, worst: Any) -> None:
     """Write that the call is about to be sent, as soon as budgets that others share allow it; from then on it counts
     as in flight."""
     target, about, io, key, _ = sent
@@ -228,9 +179,9 @@ def _intend(run_id: str, sent: _Sent, patience: Patience, worst: Any) -> None:
         admit = patience.budget.admit((run_id, key), about["parent_run_id"], worst, until)
         entry["worst"] = budget.entry_of(worst, until)
     while True:
-        with _settled():
+        with settled():
             if journal.intend(run_id, key, entry, admit):
-                _live[run_id] = sent
+                live[run_id] = sent
                 return
         budget.tell_waiting()
         time.sleep(budget.LOOK_AGAIN_S)
@@ -302,95 +253,3 @@ def _priced(
 
     cost = cost_of_call(target, request, result, datetime.fromisoformat(started_at))
     return result if cost is None else result | {"cost_usd": float(cost), "cost_source": "table"}
-
-
-def ignored(target: dict[str, Any], request: dict[str, Any], takes_options: bool) -> list[dict[str, Any]]:
-    """The losses of a request to a runtime that takes no options and no tools."""
-    if takes_options:
-        return []
-    names = [f"option {name}" for name in request.get("options", {})]
-    names += [f"tool {tool['name']}" for tool in request.get("tools", [])]
-    return [{"what": name, "action": "dropped", "why": f"{target['runtime']} takes none"} for name in names]
-
-
-def span_of(
-    target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, result: Result, failure: CallFailed | None
-) -> Record:
-    """The span of a call that ends now. result: {} if nothing came."""
-    duration_ms = _ms(time.monotonic() - io.started)
-    status = "ok" if failure is None else "unknown" if failure.billed == "unknown" else "error"
-    span: Record = {"v": 1, "type": "span", "thread": about["thread"], "id": run_id, "at": timestamp()}
-    span |= {name: value for name, value in about.items() if name != "thread"}
-    if traceparent():
-        span["traceparent"] = traceparent()
-    span |= {
-        "runtime": target["runtime"],
-        "model": result.get("model") or target.get("model"),
-        "started_at": io.started_at,
-        "duration_ms": duration_ms,
-        "first_token_ms": _ms(io.first_text - io.started) if io.first_text else None,
-        "status": status,
-        "usage": result.get("usage"),
-        "cost_usd": result.get("cost_usd"),
-        "cost_source": result.get("cost_source"),
-    }
-    losses = [*about.get("losses", []), *io.ignored, *result.get("losses", [])]
-    return span | ({"losses": losses} if losses else {})
-
-
-def where_answers_are() -> str:
-    """For a message that stdout could not be written: where to find what was paid for."""
-    return f"; what was answered is in {journal.path()}, see mllm-pipe(7)" if _kept and journal.mode() == "full" else ""
-
-
-_kept: list[str] = []  # run ids of this process that the journal has
-
-
-def abandon() -> None:
-    """The process is about to end. What had come of the answers in flight may have to be paid for: it is written down
-    as unknown, and their programs are ended. An answer that has just come is written down first."""
-    _settling.acquire(timeout=10)  # for good: nobody settles anything after this
-    for run_id, (target, about, io, key, attempts) in list(_live.items()):
-        stopped = CallFailed("cut", "the command was ended")
-        span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
-        error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
-        error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
-        heard = "".join(io.pieces).encode(errors="replace").decode()
-        with suppress(WriteFailed):
-            journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
-    _live.clear()
-    child = sys.modules.get("mllm_pipe.runtimes._child")
-    if child:
-        child.kill_all()
-
-
-def stop_when_reader_leaves() -> None:
-    """From now on, a reader of stdout that leaves ends us at once: children killed, requests in flight cancelled."""
-
-    def stop() -> None:
-        abandon()
-        os._exit(128 + signal.SIGPIPE)
-
-    watch_reader(stop)
-
-
-_Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
-_live: dict[str, _Sent] = {}  # calls that were sent and are not settled, by id
-_settling = threading.Lock()
-
-
-@contextmanager
-def _settled() -> Iterator[None]:
-    """What is sent and what has been paid for is written down whole before anything ends us: a reader that leaves, or a
-    signal. One at a time."""
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    with _settling:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)

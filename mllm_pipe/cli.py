@@ -57,8 +57,8 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         say(f"{_blamed(wrong).rstrip('.')}; see {name} --help")
         leave(USAGE)
     except Failure as failure:
-        call = _let_go()
-        say(f"{failure}{call.where_answers_are() if call and failure.status == WRITE_FAILED else ''}")
+        inflight = _let_go()
+        say(f"{failure}{inflight.where_answers_are() if inflight and failure.status == WRITE_FAILED else ''}")
         leave(failure.status)
     except click.Abort:
         die_by(signal.SIGINT)
@@ -86,11 +86,11 @@ def _blamed(wrong: click.ClickException) -> str:
 
 
 def _let_go() -> Any:
-    """The module of calls, if one was made: what is in flight is written down and ended."""
-    call = sys.modules.get("mllm_pipe.call")
-    if call:
-        call.abandon()
-    return call
+    """The module of the calls in flight, if any was made: they are written down and ended."""
+    inflight = sys.modules.get("mllm_pipe.inflight")
+    if inflight:
+        inflight.abandon()
+    return inflight
 
 
 def leave(status: int) -> NoReturn:

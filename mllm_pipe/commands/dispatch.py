@@ -11,13 +11,14 @@ import click
 from mllm_pipe import cli
 from mllm_pipe.agents import find, slot, usable_here
 from mllm_pipe.answering import Answered, answer, preview, told
-from mllm_pipe.call import Io, stop_when_reader_leaves
 from mllm_pipe.envelope import new_id
 from mllm_pipe.errors import FAILED, CallFailed, Outcome, Usage
+from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.patience import patience_of
 from mllm_pipe.pool import in_flight, several
 from mllm_pipe.progress import Progress
 from mllm_pipe.runtimes import check_options, load
+from mllm_pipe.span import Io
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import UNNAMED

@@ -10,12 +10,13 @@ import click
 from mllm_pipe import checks, cli, rubrics
 from mllm_pipe import reference as references
 from mllm_pipe.agents import find
-from mllm_pipe.call import Io, stop_when_reader_leaves
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
+from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.judging import Undecided, by_model, verdict_record
 from mllm_pipe.patience import patience_of
 from mllm_pipe.runtimes import load
+from mllm_pipe.span import Io
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.thread import admitted, branch, rivals

@@ -1,0 +1,70 @@
+"""The calls that are in flight: whatever ends this process, what had come of them is written down first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from mllm_pipe import journal
+from mllm_pipe.envelope import Record, new_id, timestamp
+from mllm_pipe.errors import CallFailed, WriteFailed
+from mllm_pipe.span import Io, span_of
+from mllm_pipe.stream import watch_reader
+
+Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
+live: dict[str, Sent] = {}  # calls that were sent and are not settled, by id
+journalled: list[str] = []  # run ids of this process that the journal has
+_settling = threading.Lock()
+
+
+def where_answers_are() -> str:
+    """For a message that stdout could not be written: where to find what was paid for."""
+    if not journalled or journal.mode() != "full":
+        return ""
+    return f"; what was answered is in {journal.path()}, see mllm-pipe(7)"
+
+
+def abandon() -> None:
+    """The process is about to end. What had come of the answers in flight may have to be paid for: it is written down
+    as unknown, and their programs are ended. An answer that has just come is written down first."""
+    _settling.acquire(timeout=10)  # for good: nobody settles anything after this
+    for run_id, (target, about, io, key, attempts) in list(live.items()):
+        stopped = CallFailed("cut", "the command was ended")
+        span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
+        error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
+        error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
+        heard = "".join(io.pieces).encode(errors="replace").decode()
+        with suppress(WriteFailed):
+            journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
+    live.clear()
+    child = sys.modules.get("mllm_pipe.runtimes._child")
+    if child:
+        child.kill_all()
+
+
+def stop_when_reader_leaves() -> None:
+    """From now on, a reader of stdout that leaves ends us at once: children killed, requests in flight cancelled."""
+
+    def stop() -> None:
+        abandon()
+        os._exit(128 + signal.SIGPIPE)
+
+    watch_reader(stop)
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """What is sent and what has been paid for is written down whole before anything ends us: a reader that leaves, or a
+    signal. One at a time."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    with _settling:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
