@@ -9,7 +9,7 @@ import pytest
 from conftest import masked
 from test_dispatch import calls, thread
 
-from mllm_pipe import rubrics, verdict
+from mllm_pipe.judging import rubrics, verdict
 
 GOOD = '{"criteria":[{"name":"correctness","score":%d,"reason":"because"}]}'
 
@@ -140,7 +140,8 @@ def test_the_work_of_a_killed_command_is_not_taken_for_whole(sh, work, home):
     ("line", "status", "err"),
     [
         ("judge < t", 2, "by what? say --rubric correctness|@FILE|TEXT, or --check RULE"),
-        ("judge --rubric correctness < t", 2, "a rubric needs a judge: --by SPEC; checks do without"),
+        ("judge --rubric correctness < t | cat; exit ${PIPESTATUS[0]}", 2, "thread t: a rubric needs a judge: --by SPEC, "
+         "or the evaluator slot of the agent that wrote the answer; checks do without"),
         ("judge --by echo --rubric corectness < t", 2, "--rubric 'corectness': no such rubric; did you mean correctness?; "
          "there are correctness, @FILE, or a text of several words"),
         ("judge --by echo --rubric @none < t", 66, "--rubric @none: No such file or directory"),

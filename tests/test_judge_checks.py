@@ -6,7 +6,7 @@ import orjson
 import pytest
 from test_dispatch import calls, thread
 
-from mllm_pipe import jsonpath, likeness
+from mllm_pipe.judging import jsonpath, likeness
 
 CHECKS = [
     ("contains:bc", "abcd", 0), ("contains:zz", "abcd", 1),

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
-from mllm_pipe import checks, cli, rubrics
-from mllm_pipe import reference as references
-from mllm_pipe.agents import find
+from mllm_pipe import cli
 from mllm_pipe.envelope import Record
-from mllm_pipe.errors import FAILED, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
+from mllm_pipe.errors import FAILED, Outcome, Usage
 from mllm_pipe.inflight import stop_when_reader_leaves
-from mllm_pipe.judging import Undecided, by_model, verdict_record
+from mllm_pipe.judging import rubrics
+from mllm_pipe.judging.judgement import judge
+from mllm_pipe.judging.terms import Terms
 from mllm_pipe.patience import patience_of
-from mllm_pipe.runtimes import load
-from mllm_pipe.span import Io
-from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
+from mllm_pipe.stream import Sink, Source, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
-from mllm_pipe.thread import admitted, branch, rivals
-from mllm_pipe.turn import CUT_SHORT, NEXT_STEP, complaint, cut_short
+from mllm_pipe.turn import NEXT_STEP
 
 
 @click.command("judge", context_settings={"max_content_width": 100})
@@ -48,19 +44,16 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: 
     """
     if not rubric and not rules:
         raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
-    if rubric and not spec:
-        raise Usage("a rubric needs a judge: --by SPEC; checks do without")
     if cascade and not (rubric and rules):
         raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
-    tests, share = [checks.check(rule, _runner(timeout), timeout) for rule in rules], checks.needed(need)
-    reference_of = references.read(reference) if reference else lambda thread: None
-    measure = rubrics.find(rubric) if rubric else None
-    if measure and pass_at is not None:
-        measure["pass_at"] = pass_at
     patience = patience_of(flags)
-    target = find(spec, **flags)[0] if spec and measure else None
-    if target:
-        load(target["kind"])
+    terms = Terms(timeout, patience)
+    terms.cascade = cascade
+    terms.checked(rules, need, reference)
+    if rubric:
+        terms.judged(rubric, spec, flags)
+    if terms.rubric and pass_at is not None:
+        terms.rubric["pass_at"] = pass_at
     if kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to judge; pipe one in: ... | judge")
     refuse_own_output()
@@ -68,62 +61,23 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: 
     outcome, sink = Outcome(), Sink(records=not as_text)
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     stop_when_reader_leaves()
-
-    def judge(thread: Thread, made: list[Record]) -> Failure | None:
-        """Add the verdicts on the thread to `made`; why there is none, if so."""
-        if thread.fault:
-            return thread.fault
-        messages = _judged(thread)
-        about = {"about": [messages[-1]["id"]], "parent_run_id": thread.run}
-        if tests:
-            found = checks.findings(tests, share, checks.Subject(messages, thread, reference_of(thread.id)))
-            author = {"agent": "check", "runtime": "check"}
-            made.append(verdict_record(thread, about | {"author": author, "rubric": "check"} | found))
-            if found["pass"] is None:
-                return Undecided("; ".join(f"{one['name']}: {one['reason']}" for one in found["criteria"]
-                                           if one["pass"] is None))  # fmt: skip
-        if not measure or not target or (cascade and not found["pass"]):
-            return None
-        return by_model(thread, messages, target, measure, about, made, outcome, timeout, patience)
-
     for thread in source.threads():
         if thread.status == "failed":
             outcome.fail(FAILED)
             sink.thread(thread, [], "failed")
             continue
-        made: list[Record] = []
-        try:
-            failure = judge(thread, made)
-        except Failure as refusal:
-            if refusal.status == WRITE_FAILED:
-                raise
-            failure = refusal
-        if failure:
-            say(f"thread {thread.id}: {failure}{NEXT_STEP.get(failure.code, '')}")
-            outcome.fail(failure.status)
-            made.append(complaint(failure, thread, next((r for r in made[::-1] if r["type"] == "span"), None)))
-        verdicts = [record for record in made if record["type"] == "verdict"]
-        negative = any(record["pass"] is False for record in verdicts)
-        outcome.said_no = outcome.said_no or thread.status == "no" or negative
+        done = judge(thread, terms, outcome)
+        if done.failure:
+            say(f"thread {thread.id}: {done.failure}{NEXT_STEP.get(done.failure.code, '')}")
+            outcome.fail(done.failure.status)
+        outcome.said_no = outcome.said_no or thread.status == "no" or done.negative()
         if as_text:
-            show("".join(map(_line, verdicts)))
-        sink.thread(thread, made, "failed" if failure else "no" if negative and not advise else thread.status)
+            show("".join(map(_line, done.verdicts())))
+        handed = "failed" if done.failure else "no" if done.negative() and not advise else thread.status
+        sink.thread(thread, done.made, handed)
     sink.end(source, outcome)
     status = outcome.status()
     return 0 if advise and status == 1 else status
-
-
-def _judged(thread: Thread) -> list[Record]:
-    """The branch whose tip is to be judged. Usage if the tip is no answer."""
-    records = admitted(thread)
-    messages = branch(records)
-    if not messages or messages[-1]["role"] != "assistant":
-        raise Usage("nothing to judge: the thread does not end with an answer; dispatch comes first")
-    if rivals(records, messages[-1]):
-        raise Usage("nothing to judge: it has several answers and none is preferred")
-    if messages[-1].get("finish") in CUT_SHORT:
-        raise cut_short(messages[-1])
-    return messages
 
 
 def _line(record: Record) -> str:
@@ -136,20 +90,6 @@ def _line(record: Record) -> str:
 
 def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
-
-
-def _runner(timeout: float) -> Callable[[list[str] | str, bytes], tuple[bool, str]]:
-    """A program as a check: the answer on its stdin, status 0 passes. CallFailed if it cannot be run."""
-
-    def run(command_line: list[str] | str, answer: bytes) -> tuple[bool, str]:
-        argv = find(f"exec:{command_line}")[0]["argv"] if isinstance(command_line, str) else command_line
-        status, said = load("command").run_check(argv, answer, Io(timeout).left)
-        if status >= 126:  # not found, not executable, killed: it has not judged
-            why = f"--check exec:{command_line}: exit status {status}{said and ': ' + said}"
-            raise CallFailed("exit", why, billed="no")
-        return status == 0, said or f"status {status}"
-
-    return run
 
 
 def main() -> None:

@@ -195,7 +195,7 @@ def _schema(path: str, *_: Any) -> Holds:
 
 
 def _jsonpath(text: str, *_: Any) -> Holds:
-    from mllm_pipe import jsonpath
+    from mllm_pipe.judging import jsonpath
 
     steps, wanted = jsonpath.parse(text)
 
@@ -223,7 +223,7 @@ def _parsed(text: str) -> tuple[Any, bool, str]:
 
 def _like(measure: str) -> Callable[[str, RunProgram, float], Holds]:
     def make(rest: str, _: RunProgram, timeout_s: float) -> Holds:
-        from mllm_pipe import likeness
+        from mllm_pipe.judging import likeness
 
         share, colon, wanted = rest.partition(":")
         least, how = _number(share), getattr(likeness, measure)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mllm_pipe import verdict
 from mllm_pipe.call import ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import NO_VERDICT, CallFailed, Failure, Outcome
+from mllm_pipe.judging import verdict
 from mllm_pipe.patience import Patience
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note
