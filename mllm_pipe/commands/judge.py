@@ -31,13 +31,15 @@ from mllm_pipe.turn import NEXT_STEP
               help="A right answer: for all threads, or in FILE.jsonl by thread.")
 @click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE",
               help="Least score that passes (default: the rubric's).")
+@click.option("--reply", is_flag=True,
+              help="After a negative verdict, say to the writer what failed, as a message to answer.")
 @click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options
 @cli.stream_options
 def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: str, cascade: bool,
-            reference: str | None, pass_at: float | None, advise: bool, form: str | None, grouped: bool, max_line: int,
-            quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
+            reference: str | None, pass_at: float | None, reply: bool, advise: bool, form: str | None, grouped: bool,
+            max_line: int, quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
     """Judge the answer at the end of each thread on stdin.
 
     A negative verdict is status 1, no valid verdict 6. The thread goes on with the verdict.
@@ -48,7 +50,7 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: 
         raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
     patience = patience_of(flags)
     terms = Terms(timeout, patience)
-    terms.cascade = cascade
+    terms.cascade, terms.reply = cascade, reply
     terms.checked(rules, need, reference)
     if rubric:
         terms.judged(rubric, spec, flags)

@@ -6,6 +6,7 @@ from mllm_pipe.envelope import Record
 from mllm_pipe.errors import WRITE_FAILED, Failure, Outcome, Usage
 from mllm_pipe.judging import checks
 from mllm_pipe.judging.asking import Undecided, by_model, verdict_record
+from mllm_pipe.judging.replying import reply
 from mllm_pipe.judging.terms import Terms
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, branch, rivals
@@ -36,9 +37,12 @@ def judge(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:
         if refusal.status == WRITE_FAILED:
             raise
         failure = refusal
+    judged = Judged(made, failure)
     if failure:
         made.append(complaint(failure, thread, next((r for r in made[::-1] if r["type"] == "span"), None)))
-    return Judged(made, failure)
+    elif terms.reply and judged.negative():
+        made.append(reply(thread, judged.verdicts()))
+    return judged
 
 
 def _judge(thread: Thread, terms: Terms, made: list[Record], outcome: Outcome) -> Failure | None:

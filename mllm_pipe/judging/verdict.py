@@ -73,7 +73,7 @@ def repair(request: dict[str, Any], parts: list[dict[str, Any]], why: str) -> di
 
 
 def read(parts: list[dict[str, Any]], rubric: dict[str, Any]) -> dict[str, Any]:
-    """{"criteria", "score", "pass"} of a judge's answer. Invalid if it does not hold to the form, to the letter."""
+    """{"criteria", "score", "pass", "pass_at"} of a judge's answer. Invalid if it does not hold to the form."""
     value = _json_of(parts)
     if type(value) is not dict or value.keys() != {"criteria"} or type(value["criteria"]) is not list:
         raise Invalid('it is not an object with "criteria" alone')
@@ -90,12 +90,13 @@ def read(parts: list[dict[str, Any]], rubric: dict[str, Any]) -> dict[str, Any]:
         if type(reason) is not str:
             raise Invalid(f"the reason of {name} is no text")
         share = (score - SCALE[0]) / (SCALE[1] - SCALE[0])
-        found[name] = {"name": name, "score": round(share, 4), "reason": reason}
+        found[name] = {"name": name, "score": round(share, 4), "weight": weights[name], "reason": reason}
     if found.keys() != weights.keys():
         raise Invalid(f"it lacks {', '.join(weights.keys() - found.keys())}")
     score = sum(found[name]["score"] * weight for name, weight in weights.items()) / sum(weights.values())
     score = round(score, 4)
-    return {"criteria": [found[name] for name in weights], "score": score, "pass": score >= rubric["pass_at"]}
+    return {"criteria": [found[name] for name in weights], "score": score, "pass": score >= rubric["pass_at"],
+            "pass_at": rubric["pass_at"]}  # fmt: skip
 
 
 def _json_of(parts: list[dict[str, Any]]) -> Any:
