@@ -59,7 +59,7 @@ def send(requests: list[Json], url: str) -> int:
 
 def _posted(where: str, headers: dict[str, str], body: bytes, secrets: list[str]) -> bytes:
     """The answer to one request, asked again while that may help."""
-    from mllm_pipe.call import Io
+    from mllm_pipe.span import Io
     from mllm_pipe.runtimes import _http
 
     timeout_s = _timeout_s()
