@@ -27,7 +27,7 @@ def slot(agent: Agent, response: Target, name: str) -> Target | None:
     """The target of an agent's slot; one that is not set is the response slot. None for what is no configured agent."""
     if agent["models"] is None:
         return None
-    return _seen_from_file(find(agent["models"][name])[0], agent["file"]) if name in agent["models"] else response
+    return seen_from_file(find(agent["models"][name])[0], agent["file"]) if name in agent["models"] else response
 
 
 def evaluator_of(message: Record) -> Target | None:
@@ -141,7 +141,7 @@ def _runtime_of(agent: str, spec: str, configuration: Configuration) -> Target:
     if name in configuration["runtimes"]:
         return _named_runtime(name, configuration)[0] | ({"model": model} if model else {})
     if name in (*builtin(), *presets(), "command"):
-        return _seen_from_file(find(spec)[0], source_of(configuration, "agents", agent).path)
+        return seen_from_file(find(spec)[0], source_of(configuration, "agents", agent).path)
     known = [*builtin(), *presets(), *configuration["runtimes"]]
     at = where(configuration, "agents", agent, "runtime")
     raise Usage(f"{at}: agents.{agent}: {name!r} is no runtime{nearest(name, known)}; say [runtimes.{name}]")
@@ -160,11 +160,11 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
             configured["argv"] = command
         else:
             raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: command is missing")
-        configured = _seen_from_file(configured, source_of(configuration, "runtimes", name).path)
+        configured = seen_from_file(configured, source_of(configuration, "runtimes", name).path)
     return {"runtime": name, "kind": kind} | configured, {}
 
 
-def _seen_from_file(target: Target, path: str) -> Target:
+def seen_from_file(target: Target, path: str) -> Target:
     """The target, with a program that is named relatively, as ./bot, taken from where the configuration lies."""
     argv = target.get("argv", [""])
     if "/" not in argv[0] or os.path.isabs(argv[0]):

@@ -21,9 +21,14 @@ class Answered:
 
     __slots__ = ("made", "failures", "whole")
 
-    def __init__(self, made: list[Record], failures: list[tuple[Wish, Failure]], whole: bool) -> None:
+    def __init__(self, made: list[Record], failures: list[tuple[Wish | None, Failure]], whole: bool) -> None:
         """whole: False if the thread fails; of a fan-out, if none has answered."""
         self.made, self.failures, self.whole = made, failures, whole
+
+
+def refused(thread: Thread, why: Failure, wish: Wish | None = None) -> Answered:
+    """What comes of a thread that is not sent."""
+    return Answered([complaint(why, thread)], [(wish, why)], False)
 
 
 def answer(thread: Thread, wishes: list[Wish], outcome: Outcome, at_once: Several) -> Answered:
@@ -48,7 +53,7 @@ def answer(thread: Thread, wishes: list[Wish], outcome: Outcome, at_once: Severa
         return _answered(turns[place], thread, wishes[place], outcome)
 
     places = list(range(len(wishes)))
-    failures = []
+    failures: list[tuple[Wish | None, Failure]] = []
     thread.status = "ok"
     for place, (added, failure) in zip(places, at_once(one, places) if len(wishes) > 1 else [one(0)], strict=True):
         made += added

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,20 +17,27 @@ from mllm_pipe.errors import Usage
 from mllm_pipe.terminal import note
 
 Configuration = dict[str, Any]
+Keys = tuple[str | int, ...]
+Wrong = Callable[..., Usage]
 
 SLOTS = ("response", "router", "summarizer", "evaluator")
 
 # What may stand in the entries of a section; a section of plain values, such as [budget], is checked by who uses it.
 _TEXT, _TEXTS, _NUMBER, _COUNT = "a text", "a list of texts", "a number", "a whole number from 1"
-_TABLE, _TABLES = "a table", "a list of tables"
+_WORDS, _SHARE, _TABLE, _TABLES = "a text or a list of texts", "a number from 0 to 1", "a table", "a list of tables"
 ENTRIES: dict[str, dict[str, str]] = {
     "agents": {"description": _TEXT, "runtime": _TEXT, "system": _TEXT, "instruction": _TEXT, "models": _TABLE},
     "runtimes": {},
     "routers": {"description": _TEXT, "runtime": _TEXT, "models": _TABLE, "children": _TEXTS, "default": _TEXT,
-                "min_confidence": _NUMBER, "rules": _TABLES},
+                "min_confidence": _SHARE, "rules": _TABLES},
     "groups": {"description": _TEXT, "stages": _TEXTS, "until": _TEXT, "max_rounds": _COUNT},
     "prompts": {"description": _TEXT, "text": _TEXT, "system": _TEXT},
 }  # fmt: skip
+# A condition of a router's rule: all that stands in it must hold, and of a list any.
+CONDITION = {"keywords": _WORDS, "regex": _WORDS, "has": _WORDS, "language": _WORDS, "meta": _TABLE,
+             "longer_than": _COUNT, "shorter_than": _COUNT, "tokens_over": _COUNT, "learned": _TEXT, "above": _SHARE,
+             "all": _TABLES, "any": _TABLES, "not": _TABLE}  # fmt: skip
+RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER} | CONDITION
 PLAIN = {"defaults": ("to",), "budget": ()}
 _RUNTIME_KEYS = ["kind", "command", "model", "base_url", "key_env", "key_command", "pass_env", "max_tokens", "headers",
                  "options", "cwd", "allow", "path", "timeout_s", "first_byte_s"]  # fmt: skip
@@ -126,17 +134,21 @@ def _bytes(path: str, named_by: str = "") -> bytes:
 
 def checked(origin: str, path: str, content: bytes) -> Source:
     """The file as a source. Usage if it is no TOML, or holds what it may not."""
+    source = _parsed(origin, path, content)
+    _check(source)
+    return source
+
+
+def _parsed(origin: str, path: str, content: bytes) -> Source:
     import tomllib
 
     try:
         text = content.decode()
-        source = Source(origin, path, text, tomllib.loads(text))
+        return Source(origin, path, text, tomllib.loads(text))
     except UnicodeDecodeError:
         raise Usage(f"{path}: no UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise Usage(f"{path}: {error}") from None
-    _check(source)
-    return source
 
 
 # -- what may stand in it
@@ -144,10 +156,7 @@ def checked(origin: str, path: str, content: bytes) -> Source:
 
 def _check(source: Source) -> None:
     """Usage, with file and line, for the first thing that has no meaning there."""
-
-    def wrong(why: str, *keys: str | int) -> Usage:
-        return Usage(f"{source.path}:{line_of_key(source.text, keys)}: {'.'.join(map(str, keys))} {why}")
-
+    wrong = fault_in(source)
     for section, entries in source.tables.items():
         known = [*ENTRIES, *PLAIN]
         if section not in known:
@@ -161,20 +170,49 @@ def _check(source: Source) -> None:
                 continue
             if not isinstance(entry, dict):
                 raise wrong(f"is no table; say [{section}.NAME]", section, name)
-            form = ENTRIES[section]
-            for key, value in entry.items():
-                if key not in form and form:
-                    raise wrong(f"means nothing{nearest(key, list(form))}", section, name, key)
-                if not form and key not in _RUNTIME_KEYS and nearest(key, _RUNTIME_KEYS):
-                    raise wrong(f"means nothing{nearest(key, _RUNTIME_KEYS)}", section, name, key)
-                if key in form and not _is(value, form[key]):
-                    raise wrong(f"is not {form[key]}", section, name, key)
-                for slot, model in value.items() if key == "models" else ():
-                    if slot not in SLOTS:
-                        slots = f"is no slot{nearest(slot, list(SLOTS))}; there are {', '.join(SLOTS)}"
-                        raise wrong(slots, section, name, key, slot)
-                    if not isinstance(model, str):
-                        raise wrong("is not a text", section, name, key, slot)
+            if section != "groups" and (mark := re.search(r"[:/\s]", name)):
+                raise wrong(f"has {mark[0]!r} in its name, which names no {section[:-1]}", section, name)
+            _check_entry(entry, ENTRIES[section], wrong, (section, name))
+
+
+def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> None:
+    """Usage for the first key of an entry, or of what stands in it, that has no meaning there or no such value."""
+    for key, value in entry.items():
+        known = form or _RUNTIME_KEYS
+        if key not in known and (form or nearest(key, _RUNTIME_KEYS)):
+            raise wrong(f"means nothing{nearest(key, list(known))}", *at, key)
+        if key not in form:
+            continue
+        if not _is(value, form[key]):
+            raise wrong(f"is not {form[key]}", *at, key)
+        if key in ("rules", "all", "any"):
+            for place, inner in enumerate(value):
+                _check_entry(inner, RULE if key == "rules" else CONDITION, wrong, (*at, key, place))
+        elif key == "not":
+            _check_entry(value, CONDITION, wrong, (*at, key))
+        elif key == "models":
+            for slot, model in value.items():
+                if slot not in SLOTS:
+                    there_are = f"is no slot{nearest(slot, list(SLOTS))}; there are {', '.join(SLOTS)}"
+                    raise wrong(there_are, *at, key, slot)
+                if not isinstance(model, str):
+                    raise wrong("is not a text", *at, key, slot)
+
+
+def router_in(path: str) -> Source:
+    """A file of its own with what may stand in [routers.NAME]. Usage as for mllm.toml."""
+    source = _parsed("rules", path, _bytes(path))
+    _check_entry(source.tables, ENTRIES["routers"], fault_in(source), ())
+    return source
+
+
+def fault_in(source: Source) -> Wrong:
+    """Makes Usage of why a value has no meaning, and the keys that lead to it: FILE:LINE: KEYS WHY."""
+
+    def wrong(why: str, *keys: str | int) -> Usage:
+        return Usage(f"{source.path}:{line_of_key(source.text, keys)}: {'.'.join(map(str, keys))} {why}")
+
+    return wrong
 
 
 def _is(value: Any, form: str) -> bool:
@@ -182,6 +220,8 @@ def _is(value: Any, form: str) -> bool:
     return {
         _TEXT: isinstance(value, str),
         _TEXTS: many and all([isinstance(one, str) for one in value]),
+        _WORDS: isinstance(value, str) or many and bool(value) and all([isinstance(one, str) for one in value]),
+        _SHARE: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1,
         _NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool),
         _COUNT: isinstance(value, int) and not isinstance(value, bool) and value > 0,
         _TABLE: isinstance(value, dict),

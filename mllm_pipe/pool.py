@@ -12,16 +12,24 @@ AHEAD = 4  # items that are read for each worker: one slow answer holds the othe
 
 
 def in_flight(
-    items: Iterable[Item], work: Callable[[Item], Made], jobs: int, *, ordered: bool = True
+    items: Iterable[Item],
+    work: Callable[[Item], Made],
+    jobs: int,
+    *,
+    ordered: bool = True,
+    first: Callable[[Item], Any] | None = None,
 ) -> Iterator[tuple[Item, Made]]:
     """Each item with what `work` made of it, `jobs` at a time; in input order unless `ordered` is False.
 
     With one job everything happens in the thread of the caller. Else `items` is read in a thread of its own, so that
-    what is done goes out while the next is waited for, and at most jobs * AHEAD items are here at once. What `work`
-    or `items` raises is raised at once; the work of the others is then left to the end of the process.
+    what is done goes out while the next is waited for, and at most jobs * AHEAD items are here at once. `first` is done
+    with each item before, one at a time and always in the thread of the caller. What `work`, `first` or `items` raises
+    is raised at once; the work of the others is then left to the end of the process.
     """
     if jobs == 1:
         for item in items:
+            if first:
+                first(item)
             yield item, work(item)
         return
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,16 +39,23 @@ def in_flight(
 
     workers, reader = ThreadPoolExecutor(jobs, "worker"), ThreadPoolExecutor(1, "reader")
     room = BoundedSemaphore(jobs * AHEAD)
-    ended: SimpleQueue[tuple[int, Any, Future[Any]]] = SimpleQueue()  # -1: the reader, with the number of items
+    # What has ended: a number, an item and its work; -1: the reader, with the number of items. None: a new item.
+    ended: SimpleQueue[tuple[int, Any, Future[Any] | None]] = SimpleQueue()
 
     def tell(place: int, item: Any, done: Future[Any]) -> None:
         ended.put((place, item, done))
+
+    def begin(number: int, item: Any) -> None:
+        workers.submit(work, item).add_done_callback(partial(tell, number, item))
 
     def read() -> int:
         number = -1
         for number, item in enumerate(items):
             room.acquire()
-            workers.submit(work, item).add_done_callback(partial(tell, number, item))
+            if first:
+                ended.put((number, item, None))
+            else:
+                begin(number, item)
         return number + 1
 
     reader.submit(read).add_done_callback(partial(tell, -1, None))
@@ -48,6 +63,11 @@ def in_flight(
     given, expected = 0, None
     while given != expected:
         number, item, future = ended.get()
+        if future is None:
+            assert first
+            first(item)
+            begin(number, item)
+            continue
         if number < 0:
             expected = future.result()
             continue

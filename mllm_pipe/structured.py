@@ -99,18 +99,22 @@ def fault(value: Any, schema: Schema) -> str:
 
 def value_of(parts: list[dict[str, Any]], schema: Schema) -> tuple[Any, str]:
     """(the value that the answer's parts hold, "" or why it does not hold to the schema)."""
-    data = [part["value"] for part in parts if part["type"] == "data"]
-    if data:
-        value = data[0]
-    else:
-        text = text_of(parts).strip()
-        if text.startswith("```") and text.endswith("```"):
-            text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
-        try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            return None, f"it is no JSON ({error.msg})"
-    return value, fault(value, schema)
+    value, why = json_of(parts)
+    return (None, why) if why else (value, fault(value, schema))
+
+
+def json_of(parts: list[dict[str, Any]]) -> tuple[Any, str]:
+    """(the value that an answer's parts hold, as data or as JSON text, "" or why there is none)."""
+    for part in parts:
+        if part["type"] == "data":
+            return part["value"], ""
+    text = text_of(parts).strip()
+    if text.startswith("```") and text.endswith("```"):  # the one wrapping that models cannot help
+        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+    try:
+        return orjson.loads(text), ""
+    except orjson.JSONDecodeError as error:
+        return None, f"it is no JSON ({error.msg})"
 
 
 def with_value(parts: list[dict[str, Any]], value: Any) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ class Wish:
         """target, agent: of mllm_pipe.agents. The agent is {"name", "system", "instruction"}."""
         self.target, self.agent, self.timeout_s = target, agent, timeout_s
         self.prompt: str | list[dict[str, Any]] | None = None
+        self.route_id: str | None = None  # of the route that names the target, where the user did not
         self.pick: str | None = None  # of several answers, the one to go on from: its agent, runtime or id
         self.skip_answered = self.strict = False
         self.last: int | None = None  # this many messages, at most
@@ -213,6 +214,8 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
     handed = next((message["id"] for message in reversed(messages) if message["role"] == "assistant"), tip)
     if handed != tip:
         about["handed_id"] = handed
+    if wish.route_id:
+        about["route_id"] = wish.route_id
     if agent["system"]:
         about["system"] = agent["system"]
     if dropped:

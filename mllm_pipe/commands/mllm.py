@@ -23,6 +23,7 @@ from mllm_pipe.terminal import kind_of, say
 COMMANDS = {
     "thread-append": "Append messages to a thread.",
     "dispatch": "Ask a runtime for the next turn of each thread.",
+    "route": "Say which agent each thread should go to.",
     "judge": "Judge the answer at the end of each thread.",
     "thread-import": "Read a session of an agent program as a thread.",
     "thread-export": "Write a thread as a session that an agent program goes on with.",

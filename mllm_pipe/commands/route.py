@@ -1,0 +1,96 @@
+"""route: say where each thread should go, by rules, by a model, by default; dispatch without --to obeys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mllm_pipe import cli
+from mllm_pipe.envelope import Record, line_of
+from mllm_pipe.errors import FAILED, Outcome, Usage
+from mllm_pipe.inflight import stop_when_reader_leaves
+from mllm_pipe.patience import patience_of
+from mllm_pipe.pool import in_flight
+from mllm_pipe.routing import explaining
+from mllm_pipe.routing.deciding import Decision
+from mllm_pipe.routing.router import find_router
+from mllm_pipe.runtimes import load
+from mllm_pipe.stream import Sink, Source, refuse_own_output, show
+from mllm_pipe.terminal import kind_of, say
+from mllm_pipe.turn import NEXT_STEP
+
+
+@click.command("route", context_settings={"max_content_width": 100})
+@click.argument("name", required=False)
+@click.option("--rules", metavar="FILE", help="Rules of its own, in TOML, instead of those in [routers.NAME].")
+@click.option("--min-confidence", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="Below it the model's answer is not taken (default: the router's, or 0.5).")
+@click.option("--reroute", is_flag=True, help="Decide again for threads that have a route.")
+@click.option("--explain", is_flag=True, help="Show every rule, and why it matches or not; send nothing.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
+              help="Threads of which the model is asked at once (default 1).")
+@click.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is decided.")
+@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
+@cli.runtime_options
+@cli.stream_options
+def command(name: str | None, rules: str | None, min_confidence: float | None, reroute: bool, explain: bool, jobs: int,
+            unordered: bool, form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,
+            **flags: Any) -> int:  # fmt: skip
+    """Say where each thread on stdin should go, as the router NAME of mllm.toml says.
+
+    Its rules are tried first; if none matches, the model of its router slot is asked, else it is the default. The
+    thread goes on with the route, and dispatch without --to obeys it. No route is status 1.
+    """
+    patience = patience_of(flags, jobs)
+    router = find_router(name, rules, flags)
+    if min_confidence is not None:
+        router["min_confidence"] = min_confidence
+    if router["target"]:
+        load(router["target"]["kind"])
+    if kind_of(0) in ("terminal", "null"):
+        raise Usage("no thread to route; pipe one in: ... | route")
+    refuse_own_output()
+    as_text = form == "text" or (form is None and kind_of(1) == "terminal")
+    outcome, sink = Outcome(), Sink(records=not as_text and not explain)
+    source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
+    stop_when_reader_leaves()
+
+    def first(decision: Decision) -> None:
+        if decision.thread.status != "failed":
+            decision.by_rules(router, reroute)
+
+    def work(decision: Decision) -> None:
+        if not explain and decision.thread.status != "failed":
+            decision.by_model(router, timeout, patience, outcome)
+
+    decisions = map(Decision, source.threads())
+    for decision, _ in in_flight(decisions, work, jobs, ordered=not unordered, first=first):
+        thread, failure, route = decision.thread, decision.failure, decision.route
+        if explain and not failure and thread.status != "failed":
+            told = explaining.explained(decision, router)
+            show(explaining.text_of(told) if as_text else line_of(told).decode())
+            continue
+        if failure:
+            say(f"thread {thread.id}: {failure}{NEXT_STEP.get(failure.code, '')}")
+        if failure or route is None:
+            outcome.fail(failure.status if failure else FAILED)
+            sink.thread(thread, decision.made, "failed")
+            continue
+        none = route["target"] is None
+        outcome.said_no = outcome.said_no or none or thread.status == "no"
+        if as_text:
+            show(_line(route))
+        sink.thread(thread, decision.made, "no" if none else thread.status)
+    sink.end(source, outcome)
+    return outcome.status()
+
+
+def _line(route: Record) -> str:
+    """A route for a person."""
+    return f"{route['target'] or 'none'}  {route['by']}  thread {route['thread']}  {route.get('reason', '')}\n"
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run(command)
