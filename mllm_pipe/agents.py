@@ -18,8 +18,9 @@ Target = dict[str, Any]
 Agent = dict[str, Any]
 
 _NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None, "file": None}
-_UNSET: Target = {"model": None, "base_url": None, "key_env": None, "pass_env": (), "max_tokens": None,
-                  "cwd": None, "allow": None}
+_UNSET: Target = {"model": None, "base_url": None, "key_env": None, "key_command": None, "key_name": None,
+                  "pass_env": (), "max_tokens": None, "cwd": None, "allow": None}
+KEYLESS = ("echo", "exec", "replay", "opencode")  # what `mllm keys` keeps no key for
 _DATA = os.path.join(os.path.dirname(__file__), "data")
 
 
@@ -98,6 +99,10 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
     target = _UNSET | target
     target["spec"] = spec
     target |= {flag: value for flag, value in flags.items() if value}
+    if flags.get("key_env"):
+        target |= {"key_command": None, "key_name": None}  # that one and no other
+    elif flags.get("base_url"):
+        target["key_name"] = None  # it was kept for another place
     if model:
         target["model"] = model
     return target, agent
@@ -110,22 +115,27 @@ def parted(spec: str) -> tuple[str, str]:
 
 
 def _words(command: str, spec: str) -> list[str]:
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise Usage(f"{spec}: {error}") from None
+    words = _split(command, spec)
     if not words:
         raise Usage("exec: no command; say 'exec:PROGRAM ARGUMENTS'")
     return words
 
 
+def _split(command: str, where_from: str) -> list[str]:
+    """The words of a command, split as a shell does, which none is."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise Usage(f"{where_from}: {error}") from None
+
+
 def _named(name: str) -> tuple[Target, Agent]:
     agent: Agent = dict(_NOBODY)
     if name in builtin() and name not in ("exec", "replay"):
-        return {"runtime": name, "kind": name}, agent
+        return {"runtime": name, "kind": name} | _kept_key(name), agent
     known = presets()
     if name in known:
-        return {"runtime": name, "kind": "openai-chat"} | known[name], agent
+        return {"runtime": name, "kind": "openai-chat"} | known[name] | _kept_key(name), agent
     configuration = read_configuration()
     if name in configuration["agents"]:
         return configured_agent(name)
@@ -161,7 +171,26 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
         else:
             raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: command is missing")
         configured = seen_from_file(configured, source_of(configuration, "runtimes", name).path)
-    return {"runtime": name, "kind": kind} | configured, {}
+    if "key_command" in configured:
+        configured["key_command"] = _key_command(name, configured["key_command"], configuration)
+    # A project's file says where its runtimes are, so a key that the user keeps by that name is none of theirs.
+    ours = source_of(configuration, "runtimes", name).origin != "project"
+    return {"runtime": name, "kind": kind} | configured | (_kept_key(name) if ours else {}), {}
+
+
+def _kept_key(name: str) -> Target:
+    """By which name `mllm keys` keeps the key of a runtime; opencode has one for each of many vendors."""
+    return {"key_name": None if name in KEYLESS else name}
+
+
+def _key_command(name: str, command: Any, configuration: Configuration) -> list[str]:
+    """The words of a key_command; a program that is named relatively is taken from where the configuration lies."""
+    at = f"{where(configuration, 'runtimes', name, 'key_command')}: runtimes.{name}.key_command"
+    words = _split(command, at) if isinstance(command, str) else command
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise Usage(f"{at} is no command; say 'PROGRAM ARGUMENTS' or a list of these words")
+    found: list[str] = seen_from_file({"argv": words}, source_of(configuration, "runtimes", name).path)["argv"]
+    return found
 
 
 def seen_from_file(target: Target, path: str) -> Target:
@@ -178,20 +207,36 @@ def usable_here() -> list[str]:
 
 
 def survey() -> list[tuple[str, str]]:
-    """Each built-in runtime and preset, and why it cannot be called here ("" if it can, as far as one sees)."""
+    """Each built-in runtime, preset and runtime of mllm.toml, and why it cannot be called here ("" if it can, as far as
+    one sees). No key command is asked."""
     found = []
     for name in builtin():
-        kind = "command" if name == "exec" else name
-        target: Target = {"runtime": name, "kind": kind} | _UNSET
+        target: Target = _UNSET | {"runtime": name, "kind": name} | _kept_key(name)
         if name in ("exec", "replay"):
             found.append((name, ""))  # as usable as the program or the file that is named
         else:
-            found.append((name, runtimes.load(kind).usable(target)))
-    chat = runtimes.load("openai-chat")
-    for name, known in presets().items():
-        target = _UNSET | {"runtime": name} | known
-        found.append((name, chat.usable(target) or _deaf(target["base_url"])))
+            found.append((name, runtimes.load(name).usable(target)))
+    known = presets()
+    for name in known:
+        target = _UNSET | _named(name)[0]
+        found.append((name, runtimes.load("openai-chat").usable(target) or _deaf(target["base_url"])))
+    try:
+        configuration = read_configuration()
+        for name in configuration["runtimes"]:
+            if name not in (*builtin(), *known):
+                target = _UNSET | _named_runtime(name, configuration)[0]
+                found.append((name, runtimes.load(target["kind"]).usable(target)))
+    except Usage as wrong:
+        found.append(("mllm.toml", str(wrong)))
     return found
+
+
+def key_names() -> list[str]:
+    """The runtimes that a key can be kept for: the built-in ones that need any, presets, the user's own."""
+    configuration = read_configuration()
+    named = configuration["runtimes"]
+    mine = [name for name in named if source_of(configuration, "runtimes", name).origin != "project"]
+    return sorted({*builtin(), *presets(), *mine} - {*KEYLESS})
 
 
 def _deaf(base_url: str) -> str:

@@ -36,7 +36,7 @@ CUT_SHORT = {
 
 # What a person can do about it, where the message of the other side does not say so itself.
 NEXT_STEP = {
-    "auth": "; is the key right? mllm doctor names where it is looked for",
+    "auth": "; see KEYS in mllm-pipe(7)",
     "permission": "; this key may not do that",
     "rate_limit": "; try later",
     "overloaded": "; try later",

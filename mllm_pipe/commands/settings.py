@@ -9,7 +9,7 @@ from typing import Any
 import click
 import orjson
 
-from mllm_pipe import cli, configuration, trust
+from mllm_pipe import cli, configuration, keys, trust
 from mllm_pipe.errors import Missing, Usage
 from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of
@@ -84,11 +84,14 @@ def _rows() -> list[dict[str, Any]]:
     for section in (*configuration.ENTRIES, *configuration.PLAIN):
         for entry, value in found[section].items():
             source = configuration.source_of(found, section, entry)
-            for keys, leaf in _leaves((section, entry), value):
-                line = configuration.line_of_key(source.text, keys)
-                secret = any(_SECRET.search(str(key)) and key not in _NAMES_OF_SECRETS for key in keys[2:])
-                rows.append({"key": ".".join(map(str, keys)), "value": "***" if secret else _bare(leaf),
+            for path, leaf in _leaves((section, entry), value):
+                line = configuration.line_of_key(source.text, path)
+                secret = any(_SECRET.search(str(key)) and key not in _NAMES_OF_SECRETS for key in path[2:])
+                rows.append({"key": ".".join(map(str, path)), "value": "***" if secret else _bare(leaf),
                              "origin": source.origin, "file": source.path, "line": line})  # fmt: skip
+    for name, _ in keys.listed():
+        place = {"origin": "mllm keys", "file": keys.path_of(name), "line": 1}
+        rows.append({"key": f"keys.{name}", "value": "***"} | place)
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.runtimes import _faults
+from mllm_pipe.runtimes import _faults, _key
 
 
 def base_url(target: Mapping[str, Any], variable: str, default: str) -> str:
@@ -34,29 +34,15 @@ def model(target: Mapping[str, Any]) -> str:
     return str(name)
 
 
-def key_variable(target: Mapping[str, Any], variables: Iterable[str]) -> str | None:
-    """The variable that holds the key: the one that the target names, else the first of the vendor's that is set."""
-    if target.get("key_env"):
-        return str(target["key_env"])
-    return next((name for name in variables if os.environ.get(name)), None)
+def key(target: Mapping[str, Any], variables: tuple[str, ...], required: bool, io: Any = None) -> tuple[str, str]:
+    """(variable, key) as mllm_pipe.runtimes._key has it; ("", "") if there is none and none is required.
 
-
-def key(target: Mapping[str, Any], variables: tuple[str, ...], required: bool) -> tuple[str, str]:
-    """(variable, key); ("", "") if none is set and none is required.
-
-    CallFailed("auth", billed="no") if one is wanted and not set, or cannot be sent; the key is never said.
+    CallFailed("auth", billed="no") if one is wanted and not there, or cannot be sent; the key is never said.
     """
-    variable = key_variable(target, variables)
-    value = os.environ.get(variable, "") if variable else ""
-    if not value:
-        if required or target.get("key_env"):
-            name = variable or " or ".join(variables)
-            raise CallFailed("auth", f"{name} is not set; it should hold the key", billed="no")
-        return "", ""
-    if not value.isascii() or not value.isprintable() or value != value.strip():
-        said = f"{variable} holds a line break, an outer blank or a character outside of ASCII; it is no key"
-        raise CallFailed("auth", said, billed="no")
-    return str(variable), value
+    variable, value = _key.of(target, variables, io)
+    if not value and (required or target.get("key_env")):
+        raise _key.lacking(target, variables)
+    return variable, value
 
 
 def lacking(target: Mapping[str, Any], variables: tuple[str, ...], required: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _turns
+from mllm_pipe.runtimes import _child, _key, _turns
 
 Turn = dict[str, Any]
 Loss = dict[str, Any]
@@ -56,17 +56,14 @@ def distinct(turns: Sequence[Turn]) -> tuple[list[Turn], list[Loss]]:
     return out, losses
 
 
-def key_for(target: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str] | None:
-    """The name and value of the key to use: target["key_env"] alone if it is given, else the first of `names` set.
-
-    None if there is none. CallFailed("auth") if key_env names a variable that is not set.
-    """
-    named = target.get("key_env")
-    for name in [named] if named else names:
-        if os.environ.get(name):
-            return name, os.environ[name]
-    if named:
-        raise CallFailed("auth", f"the environment has no {named}, which is to hold the key; export it", billed="no")
+def key_for(target: Mapping[str, Any], names: Sequence[str], io: Any = None) -> tuple[str, str] | None:
+    """The name and value of the key to use (mllm_pipe.runtimes._key); one that comes from no variable is the first of
+    `names`. None if there is none. CallFailed("auth") if key_env names a variable that is not set."""
+    variable, value = _key.of(target, names, io)
+    if value:
+        return variable or names[0], value
+    if target.get("key_env"):
+        raise _key.lacking(target, names)
     return None
 
 

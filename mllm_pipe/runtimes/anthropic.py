@@ -34,7 +34,7 @@ _UNIONS = ("oneOf", "anyOf", "allOf", "enum", "not", "$ref")
 
 def call(target: Json, request: Json, io: Any) -> Json:
     """Asks the model; see mllm_pipe.runtimes."""
-    rendered, address = _rendered(target, request), _address(target)
+    rendered, address = _rendered(target, request), _address(target, io)
     return _reply.exchange(
         API, target, address, rendered, lambda values: reply(values, target, request, io.text), io, "anthropic"
     )
@@ -59,8 +59,8 @@ def _url(target: Json) -> str:
     return _base(target).removesuffix("/v1") + "/v1/messages"
 
 
-def _address(target: Json) -> tuple[str, dict[str, str], list[str]]:
-    variable, key = _endpoint.key(target, KEYS, _base(target) == DEFAULT_URL)
+def _address(target: Json, io: Any = None) -> tuple[str, dict[str, str], list[str]]:
+    variable, key = _endpoint.key(target, KEYS, _base(target) == DEFAULT_URL, io)
     headers = {"content-type": "application/json", "anthropic-version": VERSION}
     if key:
         bearer = variable.endswith("_AUTH_TOKEN")

@@ -106,7 +106,7 @@ def environment(target: dict[str, Any], key: tuple[str, str] | None, private: st
     }
     if private:
         extra |= {"CLAUDE_CONFIG_DIR": private, "HOME": private}
-    if key and key[0] not in KEYS:
+    if key and (key[0] not in KEYS or not os.environ.get(key[0])):
         extra |= {"ANTHROPIC_API_KEY": key[1], "ANTHROPIC_AUTH_TOKEN": "", "CLAUDE_CODE_OAUTH_TOKEN": ""}
     if target.get("base_url"):
         extra["ANTHROPIC_BASE_URL"] = target["base_url"]
@@ -151,7 +151,7 @@ class _Enough(Exception):
 
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
     """Runs claude in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
-    made, key = session(target, request), key_for(target, KEYS)
+    made, key = session(target, request), key_for(target, KEYS, io)
     io.lost(made["losses"])
     events: list[dict[str, Any]] = []
     streamed: set[Any] = set()

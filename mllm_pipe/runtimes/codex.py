@@ -252,7 +252,7 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
     """Runs codex in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
-    made, key, model = session(target, request), key_for(target, KEYS), target.get("model")
+    made, key, model = session(target, request), key_for(target, KEYS, io), target.get("model")
     io.lost(made["losses"])
     events: list[dict[str, Any]] = []
     said = False

@@ -211,7 +211,7 @@ def preview(target: Json, request: Json) -> Json:
 
 def call(target: Json, request: Json, io: Any) -> Json:
     """Runs gemini in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
-    made, key = session(target, request), key_for(target, KEYS)
+    made, key = session(target, request), key_for(target, KEYS, io)
     io.lost(made["losses"])
     events: list[Json] = []
 

@@ -27,7 +27,7 @@ _RESULT_FILES = ("image/png", "image/jpeg", "image/webp", "application/pdf", "te
 
 def call(target: Json, request: Json, io: Any) -> Json:
     """Asks the model; see mllm_pipe.runtimes."""
-    rendered, address = _rendered(target, request), _address(target)
+    rendered, address = _rendered(target, request), _address(target, io)
     return _reply.exchange(
         API, target, address, rendered, lambda values: reply(values, target, request, io.text), io, "google"
     )
@@ -48,9 +48,9 @@ def _base(target: Json) -> str:
     return _endpoint.base_url(target, "GOOGLE_GEMINI_BASE_URL", DEFAULT_URL)
 
 
-def _address(target: Json) -> tuple[str, dict[str, str], list[str]]:
+def _address(target: Json, io: Any = None) -> tuple[str, dict[str, str], list[str]]:
     base = _base(target)
-    _, key = _endpoint.key(target, KEYS, base == DEFAULT_URL)
+    _, key = _endpoint.key(target, KEYS, base == DEFAULT_URL, io)
     headers = {"content-type": "application/json"} | ({"x-goog-api-key": key} if key else {})
     version = "" if base.endswith(("/v1", "/v1beta", "/v1alpha")) else "/v1beta"
     model = quote(_endpoint.model(target).removeprefix("models/"), safe="")

@@ -29,7 +29,7 @@ FINISHES = {
 
 def call(target: Json, request: Json, io: Any) -> Json:
     """Asks the model; see mllm_pipe.runtimes."""
-    rendered, address = _rendered(target, request), _address(target)
+    rendered, address = _rendered(target, request), _address(target, io)
     return _reply.exchange(
         API, target, address, rendered, lambda values: reply(values, target, request, io.text), io, "openai"
     )
@@ -50,8 +50,8 @@ def _base(target: Json) -> str:
     return _endpoint.base_url(target, "OPENAI_BASE_URL", DEFAULT_URL)
 
 
-def _address(target: Json) -> tuple[str, dict[str, str], list[str]]:
-    _, key = _endpoint.key(target, KEYS, _base(target) == DEFAULT_URL)
+def _address(target: Json, io: Any = None) -> tuple[str, dict[str, str], list[str]]:
+    _, key = _endpoint.key(target, KEYS, _base(target) == DEFAULT_URL, io)
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     return _base(target) + "/responses", *_endpoint.headers_of(target, headers, key)
 

@@ -33,7 +33,7 @@ API, DEFAULT_URL, VENDOR_KEY = "openai-chat", "https://api.openai.com/v1", "OPEN
 
 def call(target: Json, request: Json, io: Any) -> Json:
     """Asks the model; see mllm_pipe.runtimes."""
-    rendered, address = _rendered(target, request), _address(target)
+    rendered, address = _rendered(target, request), _address(target, io)
     return _reply.exchange(
         API, target, address, rendered, lambda values: reply(values, target, request, io.text), io, _provider(target)
     )
@@ -69,8 +69,8 @@ def _keys(target: Json) -> tuple[tuple[str, ...], bool]:
     return vendors, _url(target).startswith(DEFAULT_URL)
 
 
-def _address(target: Json) -> tuple[str, dict[str, str], list[str]]:
-    _, key = _endpoint.key(target, *_keys(target))
+def _address(target: Json, io: Any = None) -> tuple[str, dict[str, str], list[str]]:
+    _, key = _endpoint.key(target, *_keys(target), io)
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     return _url(target), *_endpoint.headers_of(target, headers, key)
 

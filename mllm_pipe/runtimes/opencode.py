@@ -252,7 +252,7 @@ class _Hopeless(Exception):
 def call(target: Json, request: Json, io: Any) -> Json:
     """Runs opencode in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
     made = session(target, request)
-    key = _key(target, made["provider"])
+    key = _key(target, made["provider"], io)
     io.lost(made["losses"])
     events: list[Json] = []
 
@@ -322,8 +322,8 @@ def _import(
         raise CallFailed("exit", f"it does not take the history: {said or ended.status}", billed="no")
 
 
-def _key(target: Json, provider: str) -> tuple[str, str] | None:
-    return key_for(target, KEYS.get(provider) or (provider.upper().replace("-", "_") + "_API_KEY",))
+def _key(target: Json, provider: str, io: Any = None) -> tuple[str, str] | None:
+    return key_for(target, KEYS.get(provider) or (provider.upper().replace("-", "_") + "_API_KEY",), io)
 
 
 def _login() -> str:

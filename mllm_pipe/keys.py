@@ -1,0 +1,113 @@
+"""The key files of `mllm keys`: $XDG_CONFIG_HOME/mllm-pipe/keys/NAME, one for each runtime, mode 0600.
+
+NAME is the runtime as `--to` has it. A key is never said: not by an error, not by a list.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+from mllm_pipe import places
+from mllm_pipe.errors import Failure, Missing, Usage, WriteFailed
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+class Exposed(Failure):
+    """A key file that others can read: what is in it is no secret."""
+
+    status, code = 77, "auth"
+
+
+def path_of(name: str) -> str:
+    """Where the key of a runtime lies."""
+    return os.path.join(_folder(), name)
+
+
+def why_no_key(value: str) -> str:
+    """Why a text cannot be a key, or ""."""
+    if not value:
+        return "is empty"
+    if not value.isascii() or not value.isprintable() or value != value.strip():
+        return "holds a line break, an outer blank or a character outside of ASCII; it is no key"
+    return ""
+
+
+def kept(name: str) -> str:
+    """The key that is kept for a runtime, "" if none is. Exposed for a file that others can read or write."""
+    if not _NAME.fullmatch(name):
+        return ""
+    try:
+        descriptor = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise Exposed(f"the key file {path_of(name)} cannot be read: {error.strerror}") from None
+    with open(descriptor, "rb") as file:
+        if fault := _fault(os.fstat(descriptor)):
+            raise Exposed(f"the key file {path_of(name)} {fault}")
+        value = file.read(1 << 16).decode(errors="replace").removesuffix("\n")
+    if fault := why_no_key(value):
+        raise Exposed(f"the key file {path_of(name)} {fault}; mllm keys set {name} writes it anew")
+    return value
+
+
+def keep(name: str, value: str) -> None:
+    """Keep the key of a runtime, in place of an older one. Usage if it is no key; WriteFailed if that cannot be."""
+    if not _NAME.fullmatch(name):
+        raise Usage(f"{name!r} can be no name of a key file; it takes letters, digits, _, . and -")
+    if fault := why_no_key(value):
+        raise Usage(f"what was given {fault}")
+    beside = f"{path_of(name)}~{os.getpid()}"
+    try:
+        os.makedirs(_folder(), mode=0o700, exist_ok=True)
+        try:
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(value.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path_of(name))
+        except OSError:
+            if os.path.lexists(beside):
+                os.unlink(beside)
+            raise
+    except OSError as error:
+        raise WriteFailed(f"{path_of(name)}: {error.strerror}") from None
+
+
+def forget(name: str) -> None:
+    """Remove the key of a runtime. Missing if there is none."""
+    try:
+        if not _NAME.fullmatch(name):
+            raise FileNotFoundError
+        os.unlink(path_of(name))
+    except FileNotFoundError:
+        raise Missing(f"no key is kept for {name}; mllm keys list shows the names") from None
+    except OSError as error:
+        raise WriteFailed(f"{path_of(name)}: {error.strerror}") from None
+
+
+def listed() -> list[tuple[str, str]]:
+    """(name, why its file is not used or "") of every key that is kept, by name."""
+    try:
+        names = sorted(filter(_NAME.fullmatch, os.listdir(_folder())))
+    except FileNotFoundError:
+        return []
+    return [(name, _fault(os.lstat(path_of(name)))) for name in names]
+
+
+def _folder() -> str:
+    return os.path.join(places.configuration(), "keys")
+
+
+def _fault(seen: os.stat_result) -> str:
+    """Why a key file is not used, with the way out, or ""."""
+    if not stat.S_ISREG(seen.st_mode):
+        return "is no regular file; remove it"
+    if seen.st_uid not in (os.geteuid(), 0):
+        return "belongs to another user; remove it"
+    if seen.st_mode & 0o077:
+        return f"has mode {stat.S_IMODE(seen.st_mode):04o}, so others can reach it; say chmod 600, or set a new key"
+    return ""

@@ -1,0 +1,90 @@
+"""The key of a target: where it is looked for, and in which order. It is never said, whatever goes wrong.
+
+1. the variable that --key-env names, and nothing else where it is given
+2. the environment: the variable that `key_env` of the configuration names, else the vendor's own
+3. what `key_command` of the configuration prints: asked at most once by a process, without a shell
+4. the key file that `mllm keys set` wrote (mllm_pipe.keys)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+from mllm_pipe import keys
+from mllm_pipe.errors import CallFailed
+
+COMMAND_S = 60.0  # a person may have to touch a sensor
+HIDDEN = "***"  # in place of a key that only a command knows, where nothing is sent
+
+
+def of(target: Mapping[str, Any], variables: Sequence[str], io: Any = None) -> tuple[str, str]:
+    """(variable, key), "" for the variable where the key comes from elsewhere; ("", "") if there is none.
+
+    variables: the vendor's own, of which the first that is set counts. io: of the call that needs it; without one
+    nothing is sent, so no command is asked, and what it would print is HIDDEN.
+    CallFailed("auth", billed="no") for a command that gives no key, a key file that others can reach, and for what
+    cannot be a key.
+    """
+    named = target.get("key_env")
+    for name in (named,) if named else variables:
+        if value := os.environ.get(name, ""):
+            if fault := keys.why_no_key(value):
+                raise CallFailed("auth", f"{name} {fault}", billed="no")
+            return name, value
+    if command := target.get("key_command"):
+        return "", _printed_by(tuple(command), io) if io else HIDDEN
+    try:
+        return "", keys.kept(target.get("key_name") or "")
+    except keys.Exposed as exposed:
+        raise CallFailed("auth", str(exposed), billed="no") from None
+
+
+def lacking(target: Mapping[str, Any], variables: Sequence[str]) -> CallFailed:
+    """That there is no key, and what to do about it."""
+    named = target.get("key_env") or " or ".join(variables)
+    kept = f"; or say: mllm keys set {target['key_name']}" if target.get("key_name") else ""
+    return CallFailed("auth", f"{named} is not set; it should hold the key{kept}", billed="no")
+
+
+_printed: dict[tuple[str, ...], str | CallFailed] = {}
+_asking = Lock()
+
+
+def _printed_by(command: tuple[str, ...], io: Any) -> str:
+    """The one line that a key command prints. It is asked once, be it that it fails."""
+    with _asking:
+        if command not in _printed:
+            try:
+                _printed[command] = _ask(command, io)
+            except CallFailed as failed:
+                _printed[command] = failed
+        found = _printed[command]
+    if isinstance(found, CallFailed):
+        raise CallFailed("auth", f"key_command {os.path.basename(command[0])}: {found}", billed="no")
+    return found
+
+
+def _ask(command: tuple[str, ...], io: Any) -> str:
+    from mllm_pipe.runtimes import _child
+    from mllm_pipe.runtimes.command import VENDOR_KEYS
+
+    printed, ends = bytearray(), time.monotonic() + COMMAND_S
+
+    def left() -> float:
+        if time.monotonic() >= ends:
+            raise CallFailed("auth", f"no key within {COMMAND_S:g} s")
+        return float(min(io.left(), ends - time.monotonic()))
+
+    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS}
+    ended = _child.run(command, stdin=b"", env=env, cwd=None, left=left, on_bytes=printed.extend)
+    value = printed.decode(errors="replace").rstrip("\r\n")
+    if ended.status:
+        said = _child.last_line(ended.tail, [value])
+        raise CallFailed("auth", f"exit status {ended.status}{': ' + said if said else ''}")
+    if fault := keys.why_no_key(value):
+        raise CallFailed("auth", f"what it prints {fault}")
+    return value
