@@ -89,6 +89,14 @@ def limits(max_cost: float | None, max_tokens_total: int | None) -> list[Limit]:
     return found
 
 
+def with_run_limit(max_cost: float) -> str:
+    """A $MLLM_BUDGET with all shared limits in force here, and so many dollars at the most for a run."""
+    shared = {f"{limit.scope}_{limit.unit}": limit.most for limit in limits(None, None)}
+    most = Decimal(str(max_cost))
+    shared["run_usd"] = min(most, shared.get("run_usd", most))
+    return ",".join(f"{name}={amount.normalize():f}" for name, amount in shared.items())
+
+
 def worst_case(target: dict[str, Any], request: dict[str, Any]) -> Worst:
     """The most that this request can cost."""
     runtime = load(target["kind"])

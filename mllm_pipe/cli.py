@@ -119,7 +119,8 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
         click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
                      help="Longest line that is taken (default 64 MiB)."),
-        click.option("-q", "--quiet", is_flag=True, callback=hush, help="Say nothing on stderr but errors."),
+        click.option("-q", "--quiet", is_flag=True, callback=hush, envvar="MLLM_QUIET",
+                     help="Say nothing on stderr but errors."),
         *_COMMON,
     )  # fmt: skip
 
@@ -185,7 +186,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--retry-unknown", is_flag=True,
                      help="Ask again also what may have been billed: silent and cut answers."),
         click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time."),
-        click.option("--resume", metavar="RUN",
+        click.option("--resume", metavar="RUN", envvar="MLLM_RESUME",
                      help="Take what RUN has an answer for from the journal; ask for the rest."),
         click.option("--cache", is_flag=True, help="Take what any run has a whole answer for from the journal."),
         click.option("--cache-ttl", callback=_duration, metavar="TIME",

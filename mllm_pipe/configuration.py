@@ -199,10 +199,10 @@ def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> No
                     raise wrong("is not a text", *at, key, slot)
 
 
-def router_in(path: str) -> Source:
-    """A file of its own with what may stand in [routers.NAME]. Usage as for mllm.toml."""
-    source = _parsed("rules", path, _bytes(path))
-    _check_entry(source.tables, ENTRIES["routers"], fault_in(source), ())
+def entry_in(path: str, section: str) -> Source:
+    """A file of its own with what may stand in an entry of the section, as [routers.NAME]. Usage as for mllm.toml."""
+    source = _parsed("file", path, _bytes(path))
+    _check_entry(source.tables, ENTRIES[section], fault_in(source), ())
     return source
 
 

@@ -30,7 +30,7 @@ class Memory:
         self.answers: dict[str, tuple[int, int]] = {}  # key: where its outcome stands
         self.unheard: dict[str, set[str]] = {}  # key: the calls of the run with no outcome, or an unknown one
         self.keys: dict[str, str] = {}  # of the run's intents, the first one of each call
-        self.run = _run_of(run) if run else None
+        self.run = run_of(run) if run else None
         self._read_on()
 
     def find(self, key: str) -> Record | str | None:
@@ -110,8 +110,8 @@ def _of_run(line: bytes, run: str) -> bool:
     return b'"parent_run_id":' in line and orjson.loads(line).get("parent_run_id") == run
 
 
-def _run_of(wanted: str) -> str:
-    """The run that is meant, by its whole id or a unique beginning."""
+def run_of(wanted: str) -> str:
+    """The run that is meant, by its whole id or a unique beginning. Missing if there is none, Usage if several."""
     runs = set()
     try:
         with open(journal.path(), "rb") as file:

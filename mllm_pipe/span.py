@@ -8,7 +8,7 @@ from typing import Any
 
 from mllm_pipe.envelope import Record, timestamp
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.stream import traceparent
+from mllm_pipe.stream import in_group, traceparent
 
 Result = dict[str, Any]
 
@@ -74,6 +74,7 @@ def span_of(
     span |= {name: value for name, value in about.items() if name != "thread"}
     if traceparent():
         span["traceparent"] = traceparent()
+    span |= in_group()
     span |= {
         "runtime": target["runtime"],
         "model": result.get("model") or target.get("model"),

@@ -208,7 +208,7 @@ class Source:
 
     def run(self) -> str:
         """The run of a thread that inherits none: $MLLM_PARENT_RUN_ID, or one new run for this command."""
-        self._run = self._run or inherited_run() or new_id()
+        self._run = self._run or inherited_run() or offered_run() or new_id()
         return self._run
 
     def _report(self, line: bytes | Long, number: int, thread: str, why: str, *, known: bool) -> None:
@@ -351,6 +351,17 @@ def inherited_run() -> str:
     if len(value) > 200 or not value.isprintable():
         raise Usage("MLLM_PARENT_RUN_ID is no id: it has at most 200 printable characters")
     return value
+
+
+def offered_run() -> str:
+    """$MLLM_NEW_RUN_ID: the id of a run that begins here; all stages of a group are given the same. "" if not set."""
+    return os.environ.get("MLLM_NEW_RUN_ID", "")[:200]
+
+
+def in_group() -> Record:
+    """The `group` and `stage` of what is done here, by $MLLM_GROUP and $MLLM_STAGE; {} where no group fired us."""
+    found = {name: os.environ.get(f"MLLM_{name.upper()}", "")[:200] for name in ("group", "stage")}
+    return {name: value for name, value in found.items() if value}
 
 
 def watch_reader(on_left: Callable[[], Any]) -> None:

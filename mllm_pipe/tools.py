@@ -11,7 +11,7 @@ import orjson
 
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import Missing, Usage
-from mllm_pipe.stream import Thread
+from mllm_pipe.stream import Thread, in_group
 
 Tool = dict[str, Any]
 Run = Callable[[bytes], tuple[int, str, str]]  # a call as JSON -> (exit status, stdout, last line of stderr)
@@ -83,7 +83,7 @@ def answer_calls(answer: Record, run: Run, run_id: str) -> list[Record]:
             "parent_run_id": run_id, "input_id": answer["id"], "runtime": call["name"], "started_at": started_at,
             "duration_ms": round((time.monotonic() - start) * 1000, 3), "status": "error" if status else "ok",
             "usage": None, "cost_usd": 0, "cost_source": "runtime",
-        })  # fmt: skip
+        } | in_group())  # fmt: skip
     message: Record = {
         "v": 1, "type": "message", "thread": answer["thread"], "id": new_id(), "at": timestamp(), "role": "tool",
         "content": results, "reply_to": answer["id"], "parent_run_id": run_id,

@@ -25,6 +25,7 @@ COMMANDS = {
     "thread-append": "Append messages to a thread.",
     "dispatch": "Ask a runtime for the next turn of each thread.",
     "route": "Say which agent each thread should go to.",
+    "group": "Fire a chain of commands as one, under one run.",
     "judge": "Judge the answer at the end of each thread.",
     "thread-import": "Read a session of an agent program as a thread.",
     "thread-export": "Write a thread as a session that an agent program goes on with.",

@@ -33,7 +33,7 @@ def find_router(name: str | None, file: str | None = None, flags: dict[str, Any]
 
 def _find(name: str | None, file: str | None) -> Router:
     if file and not name:
-        own = configuration.router_in(file)
+        own = configuration.entry_in(file, "routers")
         return _made(os.path.splitext(os.path.basename(file))[0], own.tables, configuration.fault_in(own), file, None)
     found = configuration.read()
     name = name or _only(found)
@@ -50,7 +50,7 @@ def _find(name: str | None, file: str | None) -> Router:
     router = _made(name, found["routers"][name], wrong, source.path, found)
     if not file:
         return router
-    own = configuration.router_in(file)
+    own = configuration.entry_in(file, "routers")
     return _made(name, found["routers"][name] | own.tables, configuration.fault_in(own), file, found)
 
 

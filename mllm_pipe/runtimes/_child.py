@@ -17,11 +17,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any, NamedTuple
 
 from mllm_pipe.errors import CallFailed
 
 GRACE_S = 1.0  # between TERM and KILL
+STAGE_GRACE_S = 10.0  # the same for stages of a group, which write down what was paid for before they end
 MAX_OUTPUT = 64 << 20  # bytes; more than that is no answer, and no line that the next command would take
 CHUNK = 1 << 16
 
@@ -162,6 +164,77 @@ def scratch(base: str | None = None) -> Iterator[str]:
         with _lock:
             _scratches.remove(path)
             _tell("-", path)
+
+
+# -- children joined by pipes ------------------------------------------------------------------------------------------
+
+
+class Pipeline:
+    """Programs that run at once, each one's stdout the next one's stdin, as a shell joins them."""
+
+    def __init__(self) -> None:
+        self.children: list[_Child] = []
+        self.woken: list[int] = []  # of each child: at its end when the child is
+
+    def statuses(self) -> list[int]:
+        """The exit status of each program (128 + n for signal n), when all have ended."""
+        for fd in self.woken:
+            os.read(fd, 1)
+        return [child.status for child in self.children]
+
+    def stop(self) -> None:
+        """Ends all that still run: TERM to each group, STAGE_GRACE_S for their leaders together, KILL to what is left.
+        From any thread."""
+        with _lock:
+            for child in self.children:
+                child.wanted = False
+            running = [child for child in self.children if child.pid in _live]
+        try:
+            for child in running:
+                _signal(child.pid, signal.SIGTERM)
+            until = monotonic() + STAGE_GRACE_S
+            for child in running:
+                if child.ended.acquire(timeout=max(0.0, until - monotonic())):
+                    child.ended.release()
+        finally:  # a second signal to us must not save them
+            for child in running:
+                _signal(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def pipeline(
+    stages: Sequence[tuple[Sequence[str], Mapping[str, str]]], stdin: int, stdout: int
+) -> Iterator[Pipeline]:
+    """Starts programs joined by pipes, each of `stages` an (argv, environment), between two open descriptors.
+
+    The descriptors stay open here; stderr is ours. Whoever still runs when the block ends is ended. CallFailed
+    "missing" if one of them cannot be started, before any is started where that can be seen.
+    """
+    programs = []
+    for argv, env in stages:
+        if (program := find(argv[0], env.get("PATH"))) is None:
+            raise CallFailed("missing", f"{argv[0]}: no such program on PATH; install it or fix PATH", billed="no")
+        programs.append(program)
+    made, source = Pipeline(), os.dup(stdin)
+    try:
+        for number, ((argv, env), program) in enumerate(zip(stages, programs, strict=True), 1):
+            read, write = _pipe() if number < len(stages) else (-1, os.dup(stdout))
+            woken, wake = _pipe()
+            child, streams = _Child(), (source, write, os.dup(2))
+            source = read
+            made.children.append(child)
+            made.woken.append(woken)
+            _thread.start_new_thread(_tend, (child, program, argv, env, streams, wake))
+            child.started.acquire()
+            if child.fault:
+                raise CallFailed("missing", f"{argv[0]}: cannot be started: {child.fault}", billed="no")
+        yield made
+    finally:
+        if source >= 0:
+            os.close(source)
+        made.stop()
+        for fd in made.woken:
+            os.close(fd)
 
 
 # -- one child --------------------------------------------------------------------------------------------------------

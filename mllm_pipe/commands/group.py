@@ -1,0 +1,98 @@
+"""group: a chain of commands that fires as one, under one run."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from mllm_pipe import cli
+from mllm_pipe.envelope import new_id
+from mllm_pipe.errors import NO, OK, Outcome, Usage
+from mllm_pipe.grouping import plan as plans
+from mllm_pipe.grouping.firing import LEFT, Firing
+from mllm_pipe.stream import Sink, die_by, inherited_run, refuse_own_output, show
+from mllm_pipe.terminal import kind_of, say
+
+
+@click.command("group", context_settings={"max_content_width": 100})
+@click.argument("name", metavar="NAME|FILE")
+@click.argument("prompt", required=False)
+@click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
+@click.option("--resume", metavar="RUN", help="Go on with this run: what it has an answer for is not asked again.")
+@click.option("--max-cost", type=click.FloatRange(0), metavar="USD",
+              help="Send nothing that could take the run beyond this, whichever stage asks.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Limit of the whole.")
+@click.option("--print", "shown", is_flag=True, help="Print lines of sh that do the same; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the stages, and what the first one would send; send nothing.")
+@click.option("-q", "--quiet", is_flag=True, callback=cli.hush, envvar="MLLM_QUIET",
+              help="Say nothing on stderr but errors, in no stage.")
+@cli.common_options
+def command(name: str, prompt: str | None, new: bool, resume: str | None, max_cost: float | None,
+            timeout: float | None, shown: bool, dry_run: bool, quiet: bool) -> int:  # fmt: skip
+    """Fire the stages of a group, joined by pipes, between stdin and stdout.
+
+    NAME is a group of mllm.toml, FILE a TOML file with its stages. PROMPT is put into each thread on stdin, or starts
+    one. The status is that of the first stage that failed.
+    """
+    if prompt is not None and not prompt.strip():
+        raise Usage("PROMPT is empty; an empty message is never sent")
+    if new and prompt is None:
+        raise Usage("--new starts a thread, and needs a PROMPT")
+    plan = plans.find(name, prompt, new or kind_of(0) in ("terminal", "null"))
+    if shown:
+        show(plans.as_shell(plan))
+        return OK
+    refuse_own_output()
+    run, told = _terms(resume, max_cost, quiet)
+    firing = Firing(plan, told, timeout)
+    if dry_run:
+        return _dry_run(plan, firing)
+    if not plan["until"]:
+        status = firing.once()
+    else:
+        as_text = kind_of(1) == "terminal"
+        outcome, sink = Outcome(), Sink(records=not as_text)
+        firing.rounds(sink, outcome, as_text)
+        sink.end(None, outcome)
+        status = outcome.status()
+    if status == LEFT:
+        die_by(status - 128)
+    if status not in (OK, NO) and firing.why:
+        begins = kind_of(0) != "pipe" or "MLLM_PARENT_RUN_ID" in firing.environment
+        again = f"; go on with: group {shlex.quote(name)} --resume {run}" if begins else ""
+        say(f"{plan['name']}: {firing.why}{again}")
+    return status
+
+
+def _terms(resume: str | None, max_cost: float | None, quiet: bool) -> tuple[str, dict[str, str]]:
+    """(the run that begins where none is inherited, what all stages are told of it, of money and of silence)."""
+    told: dict[str, str] = {}
+    if resume:
+        from mllm_pipe.recall import run_of
+
+        run = run_of(resume)
+        told |= {"MLLM_RESUME": run, "MLLM_PARENT_RUN_ID": run}
+    else:
+        run = inherited_run() or new_id()
+        told["MLLM_NEW_RUN_ID"] = run
+    if max_cost is not None:
+        from mllm_pipe.budget import with_run_limit
+
+        told |= {"MLLM_BUDGET": with_run_limit(max_cost), "MLLM_PARENT_RUN_ID": run}
+    return run, told | ({"MLLM_QUIET": "1"} if quiet else {})
+
+
+def _dry_run(plan: plans.Plan, firing: Firing) -> int:
+    """Show the stages, and let the first one say what it would send, if that is one that asks."""
+    show("".join(f"# {label}: {shlex.join(argv)}\n" for label, argv in plans.of_round(plan, 1)))
+    first = plan["stages"][0]
+    if first[0] != "dispatch":
+        return OK
+    firing.plan = plan | {"stages": [[*first, "--dry-run"]], "until": None}
+    return firing.once()
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run(command)

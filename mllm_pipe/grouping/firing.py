@@ -1,0 +1,197 @@
+"""Firing a group: its stages as real processes joined by pipes, once, or in rounds until a judge says yes.
+
+A status is the group's by these rules. The first stage that failed by itself says why: not one that saw an earlier
+failure come by (3), or whose reader had left (141). If none failed, the last stage that is a command of ours says
+whether the answer is no (1), for only such a stage knows what the handoffs say.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from mllm_pipe.envelope import Record, line_of, timestamp
+from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, Outcome
+from mllm_pipe.grouping.plan import Plan, of_round, variables
+from mllm_pipe.runtimes._child import Pipeline, pipeline
+from mllm_pipe.stream import Sink, Source, Thread, show, watch_reader
+from mllm_pipe.terminal import note
+from mllm_pipe.thread import branch, text_of
+from mllm_pipe.turn import complaint
+
+LEFT = 141  # a stage whose reader left
+OURS = ("thread-append", "dispatch", "route", "judge", "trace", "thread-import", "thread-export", "group", "mllm")
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What all stages see: ours, with the commands of this very installation first on PATH, and `more`."""
+    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    beside = all(os.access(os.path.join(folder, name), os.X_OK) for name in ("dispatch", "judge"))
+    path = os.environ.get("PATH", os.defpath)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{path}" if beside else path, **more}
+
+
+class Firing:
+    """A group that is fired: what holds for all its rounds."""
+
+    def __init__(self, plan: Plan, more: Mapping[str, str], timeout_s: float | None) -> None:
+        """more: variables for all stages. timeout_s: limit of the whole, None for none."""
+        self.plan, self.environment, self.timeout_s = plan, environment(more), timeout_s
+        self.late = False
+        self.running: Pipeline | None = None
+        self.why = ""  # which stage failed, in words
+
+    def once(self) -> int:
+        """Fire the stages between our stdin and our stdout; the exit status."""
+        with self._clock(), self._stages(1, 0, 1) as running:
+            return self._status(running.statuses(), 1)
+
+    def rounds(self, sink: Sink, outcome: Outcome, as_text: bool) -> None:
+        """Fire round after round. A thread that passes, or fails, goes out at once; the others go round once more, and
+        after the last round as they are. What came of them is noted in the outcome."""
+        watch_reader(self._leave)
+        waiting: list[Thread] | None = None
+        with self._clock():
+            for number in range(1, self.plan["max_rounds"] + 1):
+                waiting = self._round(number, waiting, sink, outcome, as_text)
+                if not waiting or self.late:
+                    break
+            for thread in waiting or ():
+                note(f"thread {thread.id}: still no after {self.plan['max_rounds']} rounds")
+                outcome.said_no = True
+                _give(thread, "no", sink, as_text)
+
+    def _round(
+        self, number: int, waiting: list[Thread] | None, sink: Sink, outcome: Outcome, as_text: bool
+    ) -> list[Thread]:
+        """One round: of what is on stdin, or of the threads that wait. The threads that are to go round again."""
+        again: list[Thread] = []
+        read, out = os.pipe()
+        feed = None if waiting is None else _Feed(waiting)
+        try:
+            with self._stages(number, 0 if feed is None else feed.end, out) as running:
+                os.close(out)
+                out = -1
+                if feed:
+                    feed.start()
+                source = Source(outcome, sink.record, descriptor=read, may_be_empty=True, name=f"round {number}")
+                for thread in source.threads():
+                    if thread.fault:
+                        _give(thread, "failed", sink, as_text, [complaint(thread.fault, thread)])
+                    elif thread.status == "no":
+                        again.append(thread)
+                    else:
+                        _give(thread, thread.status, sink, as_text)
+                status = self._status(running.statuses(), number)
+                if status not in (OK, NO):
+                    outcome.fail(status)
+        finally:
+            for fd in (read, out):
+                if fd >= 0:
+                    os.close(fd)
+            if feed:
+                feed.close()
+        return again
+
+    @contextmanager
+    def _stages(self, number: int, stdin: int, stdout: int) -> Iterator[Pipeline]:
+        """The stages of a round, started. CallFailed if one is not there."""
+        told = [(argv, self.environment | variables(self.plan, label)) for label, argv in of_round(self.plan, number)]
+        with pipeline(told, stdin, stdout) as self.running:
+            yield self.running
+
+    def _status(self, statuses: list[int], number: int) -> int:
+        """The exit status of a round, by those of its stages, all of which have ended."""
+        if self.late:
+            return DEADLINE
+        ended = [(*stage, status) for stage, status in zip(of_round(self.plan, number), statuses, strict=True)]
+        failed = [one for one in ended if one[2] not in (OK, NO, LEFT)]
+        if failed:
+            label, argv, status = next((one for one in failed if one[2] != FAILED), failed[0])
+            self.why = f"stage {label} ({os.path.basename(argv[0])}) ended with status {status}"
+            return status
+        if statuses[-1] == LEFT:
+            return LEFT
+        ours = [status for _, argv, status in ended if os.path.basename(argv[0]) in OURS]
+        return NO if NO in (statuses[-1], *ours[-1:]) else OK
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Ends the stages when the time is over."""
+        if self.timeout_s is None:
+            yield
+            return
+        clock = threading.Timer(self.timeout_s, self._stop_late)
+        clock.daemon = True
+        clock.start()
+        try:
+            yield
+        finally:
+            clock.cancel()
+
+    def _stop_late(self) -> None:
+        self.late = True
+        self.why = f"not done within {self.timeout_s:g} s, which --timeout sets"
+        if self.running:
+            self.running.stop()
+
+    def _leave(self) -> None:
+        """The reader of our stdout has left: so do we, when the stages have written down what was paid for."""
+        if self.running:
+            self.running.stop()
+        os._exit(LEFT)
+
+
+class _Feed:
+    """Threads as the stream that a round reads: in a thread of its own, for the round writes while it reads."""
+
+    def __init__(self, threads: list[Thread]) -> None:
+        self.end, self.write = os.pipe()
+        self.threads = threads
+        self.feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write; the stages have their own end of the pipe by now."""
+        os.close(self.end)
+        self.end = -1
+        self.feeder.start()
+
+    def close(self) -> None:
+        """Let go of what was not used."""
+        if self.end >= 0:
+            os.close(self.end)
+            os.close(self.write)
+        else:
+            self.feeder.join()
+
+    def _feed(self) -> None:
+        lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})]
+        for thread in self.threads:
+            handoff: Record = {"v": 1, "type": "handoff", "thread": thread.id, "status": "no"}
+            handoff |= {"parent_run_id": thread.run, "at": timestamp()}
+            lines += [*(line + b"\n" for line in thread.lines), line_of(handoff)]
+        lines.append(line_of({"v": 1, "type": "end", "threads": len(self.threads)}))
+        try:
+            for line in lines:
+                _write_all(self.write, line)
+        except BrokenPipeError:
+            pass  # the stage has ended; its status says why
+        finally:
+            os.close(self.write)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _give(thread: Thread, status: str, sink: Sink, as_text: bool, made: list[Record] | None = None) -> None:
+    """Let a thread go out; a person gets its answer."""
+    if as_text:
+        answers = [record for record in branch(thread.records) if record["role"] == "assistant"]
+        show(text_of(answers[-1]["content"]).rstrip("\n") + "\n" if answers else "")
+    sink.thread(thread, made or [], status)
