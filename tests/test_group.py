@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 
 import orjson
 import pytest
-from conftest import environment, masked
+from conftest import BIN, environment, masked
 
 AT_TERMINAL = "python -c 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)'"
 REVIEW = """
@@ -119,6 +120,21 @@ def test_a_stage_that_is_not_there_is_told_before_any_is_started(sh, work):
     (work / "nosuch").chmod(0o755)
     assert sh("group g.toml Hi") == (69, "", "group: nosuch: no such program on PATH; install it or fix PATH\n")
     assert not (work / "fired").exists()
+
+
+def test_the_commands_are_those_of_this_installation(sh, work):
+    """Not what lies in the current directory, nor what PATH has by their names."""
+    for place in (work, work / "elsewhere"):
+        place.mkdir(exist_ok=True)
+        for name in ("dispatch", "judge", "group"):
+            (place / name).write_text("#!/bin/sh\ntouch fooled\n")
+            (place / name).chmod(0o755)
+    (work / "g.toml").write_text('stages = ["dispatch --to echo", "sh -c \'judge --check json | cat\'"]\n')
+    launchers = {shutil.which("group", path=one) for one in BIN.split(":")} - {None}
+    assert launchers
+    for launcher in launchers:
+        ran = sh(f"PATH=$PWD/elsewhere:$PATH {launcher} -q g.toml '{{}}' | jq -c 'select(.type == \"verdict\").pass'")
+        assert (ran, (work / "fooled").exists()) == ((0, "true\n", ""), False)
 
 
 def test_a_failed_stage_leaves_what_was_made_and_stops_the_later_ones(sh, work):

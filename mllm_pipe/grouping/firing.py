@@ -28,10 +28,19 @@ OURS = ("thread-append", "dispatch", "route", "judge", "trace", "thread-import",
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """What all stages see: ours, with the commands of this very installation first on PATH, and `more`."""
-    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
-    beside = all(os.access(os.path.join(folder, name), os.X_OK) for name in ("dispatch", "judge"))
-    path = os.environ.get("PATH", os.defpath)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{path}" if beside else path, **more}
+    folder, path = _own_commands(), os.environ.get("PATH", os.defpath)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{path}" if folder else path, **more}
+
+
+def _own_commands() -> str:
+    """The folder that this installation's commands are in: where we were started, beside Python, or of the checkout.
+
+    "" if they are in none of these; then those on PATH are taken. Never the current directory, for what that holds.
+    """
+    started = os.path.dirname(os.path.abspath(sys.argv[0])) if "/" in sys.argv[0] else ""
+    checkout = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "bin")
+    folders = (started, os.path.dirname(sys.executable), checkout)
+    return next((one for one in folders if one and os.access(os.path.join(one, "dispatch"), os.X_OK)), "")
 
 
 class Firing:
