@@ -276,3 +276,30 @@ def test_the_index_counts_as_the_records_do(sh, home, runs):
         assert sh(f"trace --by {key}").records == orjson.loads(orjson.dumps(ledger.by(spans, key)))
     assert journalled.OUTCOME in journal
     assert timestamp(BEGAN) == "2026-11-24T06:00:00.000Z"
+
+
+def test_a_long_journal_is_read_in_parts(sh, home):
+    """Of 130 MB a process reads its part of at least 32: the index is what one alone makes, with calls that begin in one
+    part and end in another, one that never ended, a bad line, and one that is not whole yet."""
+    stories = []
+    for number in range(300):
+        story = Story(f"r{number}", f"t{number}")
+        answer = story.call("q", number * 1000, 100 + number, "draft " * 72_000, model=f"m{number % 7}",
+                            cost_usd=None if number % 3 else 0.1, usage={"input_tokens": number})  # fmt: skip
+        verdict = story.verdict(number * 1000 + 500, [answer], number % 2 == 0)
+        story.call(answer, number * 1000 + 200, 50, op="judge", slot="evaluator", model="judge", output_ids=[verdict])
+        stories.append(story)
+    lines = b"".join(story.journal() for story in stories).splitlines(keepends=True)
+    intents, outcomes = lines[::2], lines[1::2]
+    unheard = intents[5].replace(b'"id":"', b'"id":"unheard-', 1)
+    journal = keep(home, b"".join([*intents[:200], unheard, *[line for pair in zip(outcomes, intents[200:], strict=False) for line in pair],
+                                   *outcomes[400:], b"{no record\n", outcomes[0][:-50]]))  # fmt: skip
+    asked = "trace --by model; trace --by day --status ok; trace --sql 'select * from spans order by id'; trace --sql 'select * from verdicts order by id'"
+    one = sh(f"taskset -c 0 bash -c '{asked.replace(chr(39), chr(34))}'")
+    (journal.parent / "index.sqlite").unlink()
+    several = sh(asked)
+    assert (one.status, one.err, several) == (0, "", one)
+    assert len(one.records) == 8 + 1 + 600 + 300
+    assert (one.records[0]["calls"], one.records[0]["unpriced"]) == (43, 28)
+    assert sum(row["calls"] for row in one.records[:8]) == 601, "and the one that was never heard of"
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "journal.jsonl"]

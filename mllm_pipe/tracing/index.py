@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -21,14 +20,9 @@ from mllm_pipe import journal
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Stopped, Usage
 from mllm_pipe.runs import digest_of
-from mllm_pipe.storage import Appender, read_new
 from mllm_pipe.tracing import journalled, ledger, schema
+from mllm_pipe.tracing.filling import USAGE, Filling, connect, fill, made
 from mllm_pipe.tracing.selection import Selection
-
-_ROWS = 4096  # are written at once
-_CALL = "insert into call values (null" + ",?" * 22 + ")"
-_USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-_TEXT = 1 << 20
 
 
 class Index:
@@ -49,12 +43,12 @@ class Index:
         there = os.fstat(self.journal)
         same = (schema.VERSION, there.st_dev, there.st_ino, os.pread(self.journal, 100, 0).hex())
         if os.path.exists(self.path):
-            db = _connect(self.path)
+            db = connect(self.path)
             with suppress(sqlite3.OperationalError):  # no table of that name
                 found = db.execute("select version, device, inode, head, offset from meta").fetchone()
                 if found and found[:4] == same and found[4] <= there.st_size:
                     if found[4] < there.st_size:
-                        _Filling(db, self.journal).follow()
+                        self._follow(db, there.st_size)
                     return db
             db.close()
         return self._anew(same)
@@ -65,24 +59,30 @@ class Index:
         folder = os.path.dirname(self.path)
         place = making if os.access(folder, os.W_OK) else ":memory:"
         try:
-            if place == making:
-                os.close(os.open(making, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
-            db = _connect(place)
-            db.execute("pragma journal_mode = off")
-            db.execute("pragma synchronous = off")
-            db.execute("pragma page_size = 16384")
-            db.executescript(schema.TABLES)
+            db = made(place)
             db.execute("insert into meta values (?, ?, ?, ?, 0)", same)
-            _Filling(db, self.journal).follow(first=True)
+            fill(db, self.journal, place)
             db.executescript(schema.INDEXES + schema.VIEWS)
             if place == making:
                 db.close()
                 os.replace(making, self.path)
-                db = _connect(self.path)
+                db = connect(self.path)
             return db
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(making)
+
+    def _follow(self, db: sqlite3.Connection, size: int) -> None:
+        """Take in what the journal has gained, in one transaction."""
+        db.execute("begin immediate")
+        try:
+            filling = Filling(db)
+            begin = db.execute("select offset from meta").fetchone()[0]  # another may have read on meanwhile
+            filling.store(filling.read(self.journal, begin, size))
+            db.execute("commit")
+        except BaseException:
+            db.execute("rollback")
+            raise
 
     def runs(self, wanted: Selection) -> Iterator[tuple[str, list[Record]]]:
         """Runs that may be meant, the newest first, each with its entries of the journal."""
@@ -134,40 +134,39 @@ class Index:
 
     def _totals(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
         """By the sums that were made when the index was filled: no call is looked at."""
-        usage = ", ".join(f"sum({name})" for name in _USAGE)
-        asked = (f'select "{key}", sum(calls), sum(calls * (status <> \'ok\')), sum(unpriced), sum(cost), {usage} '
-                 f"from total join kind on kind.n = total.kind{_sql(clauses)} group by 1")  # fmt: skip
-        for value, calls, failed, unpriced, cost, *used in self.db.execute(asked, values):
-            found = sums.setdefault(value, ledger.Sum())
-            found.calls, found.failed, found.unpriced, found.cost = calls, failed, unpriced, cost
-            found.usage = {name: count for name, count in zip(_USAGE, used, strict=True) if count is not None}
-        asked = (f'select "{key}", first, value, sum(calls) from pace join kind on kind.n = pace.kind{_sql(clauses)} '
-                 "group by 1, 2, 3")  # fmt: skip
-        for value, first, milliseconds, calls in self.db.execute(asked, values):
-            found = sums[value]
-            (found.firsts if first else found.durations)[milliseconds] = calls
+        used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
+        self._sum(f'select "{key}", sum(calls), sum(calls * (status <> \'ok\')), sum(unpriced), sum(cost), {used} '
+                  f"from total join kind on kind.n = total.kind{where} group by 1", values, sums)  # fmt: skip
+        self._pace(f'select "{key}", first, value, sum(calls) from pace join kind on kind.n = pace.kind{where} '
+                   "group by 1, 2, 3", values, sums)  # fmt: skip
 
     def _counted(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum],
                  wanted: Selection) -> None:  # fmt: skip
-        """Call by call."""
+        """By the calls themselves."""
         if wanted.run:
             clauses.append("substr(run, 1, ?) = ?")
             values += [len(wanted.run), wanted.run]
+        used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
+        of = f"from call join kind on kind.n = call.kind{where}"
         column = "substr(started_at, 1, 10)" if key == "day" else f'"{key}"'
-        asked = (f"select {column}, status, duration_ms, first_token_ms, cost, {', '.join(_USAGE)}, started_at "
-                 f"from call join kind on kind.n = call.kind{_sql(clauses)}")  # fmt: skip
-        for value, status, duration, first, cost, *used, _ in self.db.execute(asked, values):
-            found = sums.setdefault(value, ledger.Sum())
-            found.calls += 1
-            found.failed += status != "ok"
-            found.unpriced += cost is None
-            found.cost += cost or 0
-            for name, count in zip(_USAGE, used, strict=True):
-                if count is not None:
-                    found.usage[name] = found.usage.get(name, 0) + count
-            found.durations[ledger.rounded(duration)] += 1
-            if first is not None:
-                found.firsts[ledger.rounded(first)] += 1
+        self._sum(f"select {column}, count(*), sum(status <> 'ok'), sum(cost is null), coalesce(sum(cost), 0), {used} "
+                  f"{of} group by 1", values, sums)  # fmt: skip
+        for first, name in enumerate(("duration_ms", "first_token_ms")):
+            self._pace(f"select {column}, {first}, cast(printf('%.3g', {name}) as real), count(*) {of} "
+                       f"{'and' if where else 'where'} {name} is not null group by 1, 3", values, sums)  # fmt: skip
+
+    def _sum(self, asked: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
+        """Take in rows of key, calls, failed, unpriced, cost, and the sums of tokens."""
+        for value, calls, failed, unpriced, cost, *used in self.db.execute(asked, values):
+            found = sums[value] = ledger.Sum()
+            found.calls, found.failed, found.unpriced, found.cost = calls, failed, unpriced, cost
+            found.usage = {name: count for name, count in zip(USAGE, used, strict=True) if count is not None}
+
+    def _pace(self, asked: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
+        """Take in rows of key, whether it is of first tokens, milliseconds, and how many there were."""
+        for value, first, milliseconds, calls in self.db.execute(asked, values):
+            found = sums[value]
+            (found.firsts if first else found.durations)[milliseconds] = calls
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """The rows of one SELECT over the views. Usage if it is none, or fails; nothing can be written by it."""
@@ -198,132 +197,6 @@ class Index:
                     value = record.get(field)
                     return orjson.dumps(value).decode() if isinstance(value, list | dict) else value
         return None
-
-
-class _Filling:
-    """Takes what the journal has gained into the index, in one transaction."""
-
-    def __init__(self, db: sqlite3.Connection, descriptor: int) -> None:
-        self.db, self.reader = db, Appender(journal.path())
-        self.reader.descriptor = descriptor
-        self.kinds: dict[tuple[Any, ...], int] = {}
-        self.pending: dict[str, tuple[int, int]] = {}
-        self.rows: list[tuple[Any, ...]] = []
-        self.totals: dict[tuple[int, str], list[Any]] = {}
-        self.pace: Counter[tuple[int, int, str]] = Counter()
-        self.offset = 0
-        self.ids: set[str] | None = None
-
-    def follow(self, first: bool = False) -> None:
-        """Read on to the journal's last whole line."""
-        db = self.db
-        db.execute("begin immediate")
-        try:
-            self.offset = start = db.execute("select offset from meta").fetchone()[0]
-            self.kinds = {tuple(rest): n for n, *rest in db.execute("select * from kind")}
-            self.pending = {ident: (offset, length) for ident, offset, length in db.execute("select * from pending")}
-            known = len(self.kinds)
-            end = read_new(self.reader, start, self._take)
-            self._write()
-            db.executemany("insert into kind values (?,?,?,?,?,?,?,?)",
-                           [(n, *kind) for kind, n in list(self.kinds.items())[known:]])  # fmt: skip
-            db.execute("delete from pending")
-            db.executemany("insert into pending values (?,?,?)", [(i, *place) for i, place in self.pending.items()])
-            sums = ", ".join(f"{name} = coalesce({name} + excluded.{name}, {name}, excluded.{name})" for name in _USAGE)
-            db.executemany("insert into total values (?,?,?,?,?,?,?,?,?,?) on conflict do update set "
-                           "calls = calls + excluded.calls, unpriced = unpriced + excluded.unpriced, "
-                           f"cost = cost + excluded.cost, {sums}",
-                           [(*key, *found) for key, found in self.totals.items()])  # fmt: skip
-            db.executemany(
-                "insert into pace values (?,?,?,?) on conflict do update set calls = calls + excluded.calls",
-                [(kind, first, float(value), n) for (kind, first, value), n in self.pace.items()],
-            )
-            db.execute("update meta set offset = ?", (end,))
-            db.execute("commit")
-        except BaseException:
-            db.execute("rollback")
-            raise
-
-    def _take(self, line: bytes) -> None:
-        offset, length = self.offset, len(line)
-        self.offset += length + 1
-        if line.startswith(journalled.OUTCOME):
-            ident = line[30 : line.index(b'"', 30)].decode()
-            self.pending.pop(ident, None)
-            # its span is all that is needed: the answer that follows is not parsed. Such bytes cannot stand in a text,
-            # where a quote has its backslash.
-            start = line.find(b'"records":[{') + 11
-            stop = line.find(b'},{"v":1,"type":"', start) + 1
-            if start > 11:
-                try:
-                    span = orjson.loads(line[start:stop] if stop else line[start : line.rindex(b"}]") + 1])
-                except (orjson.JSONDecodeError, ValueError):
-                    entry = journalled.entry_of(line)
-                    span = entry["records"][0] if entry and entry["records"] else {}
-                if span.get("type") == "span":
-                    self._call(span, line, offset, length)
-        elif line.startswith(journalled.INTENT):
-            self.pending[line[29 : line.index(b'"', 29)].decode()] = offset, length
-
-    def _call(self, span: Record, line: bytes, offset: int, length: int) -> None:
-        get = span.get
-        kind = (span["op"], get("slot"), get("agent"), get("runtime"), get("model"), get("group"), span["status"])
-        n = self.kinds.get(kind)
-        if n is None:
-            n = self.kinds[kind] = len(self.kinds) + 1
-        usage, cost, started, outputs = get("usage") or {}, get("cost_usd"), span["started_at"], get("output_ids")
-        use = usage.get
-        used = (use("input_tokens"), use("cache_read_tokens"), use("cache_write_tokens"), use("output_tokens"),
-                use("reasoning_tokens"))  # fmt: skip
-        amount = None if cost is None else ledger.picodollars(cost)
-        duration, first, attempts = span["duration_ms"], get("first_token_ms"), get("attempts")
-        plain = not attempts or len(attempts) == 1 and attempts[0]["status"] == "ok"
-        stage = get("stage")
-        self.rows.append(
-            (span["id"], get("parent_run_id", "-"), span["thread"], n, None if stage is None else str(stage), started,
-             duration, first, *used, amount, get("cost_source"), get("input_id"), get("handed_id"),
-             f'["{outputs[0]}"]' if outputs and len(outputs) == 1 and outputs[0].isalnum()
-             else orjson.dumps(outputs).decode() if outputs else None,
-             None if plain else orjson.dumps(attempts).decode(), len(get("losses", ())), offset, length)
-        )  # fmt: skip
-        total = self.totals.get((n, started[:10]))
-        if total is None:
-            self.totals[n, started[:10]] = [1, cost is None, amount or 0, *used]
-        else:
-            total[0] += 1
-            total[1] += cost is None
-            total[2] += amount or 0
-            for place, count in enumerate(used, 3):
-                if count is not None:
-                    total[place] = (total[place] or 0) + count
-        self.pace[n, 0, f"{duration:.3g}"] += 1
-        if first is not None:
-            self.pace[n, 1, f"{first:.3g}"] += 1
-        if span["op"] == "judge":
-            self._verdicts(span, line)
-        if len(self.rows) >= _ROWS:
-            self._write()
-
-    def _verdicts(self, span: Record, line: bytes) -> None:
-        entry = journalled.entry_of(line)
-        for record in entry["records"] if entry else []:
-            if record["type"] == "verdict":
-                author = record.get("author", {})
-                self.db.execute(
-                    "insert into verdict values (" + ",".join("?" * 13) + ")",
-                    (record["id"], span.get("parent_run_id", "-"), span["id"], span["thread"],
-                     orjson.dumps(record["about"]).decode(), record.get("rubric"), record["pass"], record.get("score"),
-                     record.get("preferred"), record.get("consistent"), record.get("self_judged"),
-                     author.get("runtime"), author.get("model")),
-                )  # fmt: skip
-
-    def _write(self) -> None:
-        self.db.executemany(_CALL, self.rows)
-        self.rows.clear()
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=120, isolation_level=None)
 
 
 def _where(wanted: Selection) -> tuple[list[str], list[Any]]:
