@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from decimal import Decimal
 
 import orjson
@@ -58,6 +59,27 @@ def test_what_is_asked_for_is_shown(sh, home, flags, runs):
     assert (ran.status, ran.err) == (0, "")
     found = [run["id"] for run in ran.records]
     assert [f"run-{number}" for number in runs] == found
+
+
+def test_ages_and_days_are_counted_from_now(sh, home):
+    (old,) = house(home, 1)
+    now = time.time()
+    for number, age in enumerate((3.5 * 86400, 86400, 10)):
+        story = Story(f"ago-{number}", "t")
+        story.call("q", (now - age - BEGAN) * 1000, 5, "a")
+        with (home / ".local/state/mllm-pipe/journal.jsonl").open("ab") as file:
+            file.write(story.journal())
+    for flags, wanted in [("--since 2d", "12"), ("--until 2d", "0"), ("--since 1w --until 12h", "01"), ("--since 5m", "2"), ("--since 90m", "2"),
+                          ("--since now", ""), ("--until now", "012")]:  # fmt: skip
+        assert [run["id"] for run in sh(f"trace {flags}").records if run["id"].startswith("ago")] == [f"ago-{one}" for one in wanted], flags
+        rows = sh(f"trace --by thread {flags}").records
+        assert sum(row["calls"] for row in rows if row["key"] == "t") == len(wanted), flags
+    zone = "Pacific/Kiritimati" if time.gmtime(now).tm_hour < 12 else "Pacific/Pago_Pago"  # where it is not about midnight
+    midnight = sh("date -d 'today 00:00' +%s", TZ=zone).out
+    (recent,) = [run for run in sh("trace --since today", TZ=zone).records if run["id"] == "ago-2"]
+    assert int(midnight) <= now - 10 and recent
+    assert [run["id"] for run in sh("trace --since yesterday --until today", TZ=zone).records] == (
+        ["ago-1"] if int(midnight) - 86400 <= now - 86400 < int(midnight) else [])  # fmt: skip
 
 
 def test_a_run_is_found_by_a_unique_beginning_and_without_the_index(sh, home):

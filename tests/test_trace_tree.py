@@ -187,3 +187,77 @@ run improve  no  TIME  T  33 in  9 out  $0.000000
 ├─ dispatch writer  echo  ok  BAR  T  $0.000000
 └─ verdict  fail 0.00 by check
 """
+
+
+GROUPS = """
+[agents.writer]
+runtime = "echo:small"
+[agents.reviewer]
+runtime = "echo:large"
+instruction = "Review it."
+[agents.billing]
+description = "refunds"
+runtime = "echo:small"
+[routers.support]
+children = ["billing"]
+[[routers.support.rules]]
+name = "refund"
+keywords = ["refund"]
+target = "billing"
+[routers.desk]
+children = ["billing", "writer"]
+models = { router = "exec:echo '{\\"target\\": \\"billing\\", \\"confidence\\": 0.9, \\"reason\\": \\"money\\"}'" }
+[groups.review]
+stages = ["dispatch --to writer", "dispatch --to reviewer", "judge --by echo --rubric correctness"]
+[groups.ruled]
+stages = ["route support", "dispatch"]
+[groups.asked]
+stages = ["route desk", "dispatch"]
+"""
+
+
+@pytest.mark.parametrize("group, tree", [
+    ("review", """\
+run ID  ok  group review  TIME
+│  T  231 in  17 out  $0.000000
+├─ 1: dispatch writer  echo:small  ok  BAR  T  $0.000000
+├─ 2: dispatch reviewer  echo:large  ok  BAR  T  $0.000000
+└─ 3: judge  echo  ok  BAR  T  $0.000000
+   └─ verdict  pass 1.00 by correctness
+"""),
+    ("ruled", """\
+run ID  ok  group ruled  TIME
+│  T  4 in  4 out  $0.000000
+├─ route  support -> billing (rule:refund)
+└─ 2: dispatch billing  echo:small  ok  BAR  T  $0.000000
+"""),
+    ("asked", """\
+run ID  ok  group asked  TIME
+│  T  4 in  4 out  $0.000000 + 1 unpriced
+├─ 1: route desk  exec  ok  BAR  T  unknown
+│  └─ route  desk -> billing (model)
+└─ 2: dispatch billing  echo:small  ok  BAR  T  $0.000000
+"""),
+])  # fmt: skip
+def test_a_group_as_it_was_fired(sh, work, group, tree):
+    (work / "mllm.toml").write_text(GROUPS)
+    ran = sh(f"group -q --new {group} 'I want a refund.' | trace --format tree", MLLM_CONFIG=str(work / "mllm.toml"), **WIDE)
+    assert (ran.status, ran.err, told(ran.out)) == (0, "", tree)
+    (run,) = sh(f"trace --journal --group {group}").records
+    assert run["group"] == group
+    assert sh("trace --journal --group other").records == []
+
+
+def test_a_fan_out_as_it_was_fired_goes_on_from_one_and_is_judged(sh):
+    ran = sh("dispatch -q --to echo:small --to exec:cat --new 'Name a colour.' | dispatch -q --to echo:large --as editor --pick exec 'Go on.'"
+             " | judge -q --by echo --rubric correctness | trace --format tree", **WIDE)  # fmt: skip
+    assert told(ran.out) == """\
+run ID  ok  TIME
+│  T  219 in  6 out  $0.000000 + 1 unpriced
+├─ fan-out of 2
+│  ├─ dispatch  echo:small  ok  BAR  T  $0.000000
+│  └─ dispatch  exec  ok  BAR  T  unknown
+├─ dispatch editor  echo:large  ok  BAR  T  $0.000000
+└─ judge  echo  ok  BAR  T  $0.000000
+   └─ verdict  pass 1.00 by correctness
+"""

@@ -31,10 +31,15 @@ USAGE = '{"input_tokens":%d,"cache_read_tokens":%d,"output_tokens":%d}'
 MESSAGE = ('{"v":1,"type":"message","thread":"%s","id":"%s","at":"%s","role":"assistant","content":"%s","author":'
            '{"agent":"%s","runtime":"%s","model":"%s","provider":"%s"},"reply_to":"%s","run_id":"%s",'
            '"parent_run_id":"%s","finish":"stop"}')  # fmt: skip
-# A process with the memory and time of its child on the last line: peak RSS in KiB, seconds.
-MEASURED = ("import os,resource,subprocess,sys,time\nbegan=time.perf_counter()\n"
-            "subprocess.run(sys.argv[1:],stdin=subprocess.DEVNULL,stdout=subprocess.DEVNULL,check=True)\n"
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,time.perf_counter()-began)")  # fmt: skip
+# The last line: peak RSS of the largest process in KiB, seconds, seconds of the processors.
+MEASURED = """
+import resource, subprocess, sys, time
+began = time.perf_counter()
+subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+took, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, took, used.ru_utime + used.ru_stime)
+"""
+FLOOR = "import orjson,sys\nfor line in open(sys.argv[1], 'rb'): orjson.loads(line)"
 DUCKDB = """
 import duckdb, sys, time
 db = duckdb.connect()
@@ -75,16 +80,11 @@ def lines(start: int, count: int) -> Iterator[str]:
         yield f'{{"v":1,"type":"outcome",{head},"status":"{status}","records":[{made},{answer}]}}\n'
 
 
-def measured(*line: str) -> tuple[float, float]:
-    """(seconds, peak MiB) of a command."""
+def measured(*line: str) -> tuple[float, float, float]:
+    """(seconds, seconds of the processors, peak MiB) of a command."""
     ran = subprocess.run([sys.executable, "-c", MEASURED, *line], capture_output=True, text=True, check=True)
-    peak, seconds = ran.stdout.split()
-    return float(seconds), int(peak) / 1024
-
-
-def floor() -> float:
-    """Seconds that `trace --version` takes: its start-up."""
-    return statistics.median(measured(*TRACE, "--version")[0] for _ in range(9))
+    peak, seconds, busy = ran.stdout.split()
+    return float(seconds), float(busy), int(peak) / 1024
 
 
 def main() -> None:
@@ -96,31 +96,35 @@ def main() -> None:
         journal.parent.mkdir()
         with journal.open("w") as file:
             file.writelines(lines(0, spans))
-        print(f"{spans} spans, {journal.stat().st_size / 1e6:.0f} MB, {os.cpu_count()} processors")
-        once, _ = measured("cat", str(journal))
-        seconds, peak = measured(*TRACE, "--journal")
+        print(f"{spans} spans, {journal.stat().st_size / 1e6:.0f} MB, {os.cpu_count()} processors", flush=True)
+        floor, floor_busy, _ = measured(sys.executable, "-c", FLOOR, str(journal))
+        seconds, busy, peak = measured(*TRACE, "--journal")
         size = (journal.parent / "index.sqlite").stat().st_size / 1e6
-        print(f"first index: {seconds:.2f} s, {spans / seconds:,.0f} spans/s, {peak:.0f} MiB; the index has {size:.0f} MB "
-              f"(cat of the journal: {once:.2f} s)")  # fmt: skip
-        start = floor()
-        after = []
-        for more in range(5):
+        print(f"first index: {seconds:.2f} s, {spans / seconds:,.0f} spans/s; {busy:.2f} s of processors, {peak:.0f} MiB; "
+              f"orjson alone parsing the lines: {floor:.2f} s, {floor_busy:.2f} s; the index has {size:.0f} MB", flush=True)  # fmt: skip
+        after, again = [], []
+        for more in range(9):
             with journal.open("a") as file:
                 file.writelines(lines(spans + 1000 * more, 1000))
-            after.append(measured(*TRACE, "--journal")[0])
-        seconds = statistics.median(after)
-        again = statistics.median(measured(*TRACE, "--journal")[0] for _ in range(5))
-        print(f"next trace after 1,000 new spans: {seconds * 1000:.0f} ms; with none new {again * 1000:.0f} ms (ratio "
-              f"{seconds / again:.2f}); trace --version {start * 1000:.0f} ms (ratio {seconds / start:.2f})")  # fmt: skip
-        for asked in ("--by=model", "--by=day", "--by=thread"):
-            seconds, peak = measured(*TRACE, "--journal", asked)
-            print(f"trace {asked}: {seconds * 1000:.0f} ms, {peak:.0f} MiB")
-        if importlib.util.find_spec("duckdb"):
-            ran = subprocess.run(
-                [sys.executable, "-c", DUCKDB, str(journal)], capture_output=True, text=True, check=True
+            after.append(measured(*TRACE, "--journal"))
+            again.append(measured(*TRACE, "--journal"))
+        for what, place in (("wall", 0), ("processor", 1)):
+            new, same = (statistics.median(one[place] for one in times) * 1000 for times in (after, again))
+            print(
+                f"trace after 1,000 new spans: {new:.0f} ms ({what}); with none new {same:.0f} ms; ratio {new / same:.2f}",
+                flush=True,
             )
-            seconds, peak = measured(sys.executable, "-c", DUCKDB, str(journal))
-            print(f"duckdb, the sums by model from the same file: {float(ran.stdout.split()[0]):.2f} s, {peak:.0f} MiB")
+        for asked in ("--by=model", "--by=day", "--by=thread"):
+            seconds, busy, peak = measured(*TRACE, "--journal", asked)
+            print(
+                f"trace {asked}: {seconds * 1000:.0f} ms, {busy * 1000:.0f} ms of processors, {peak:.0f} MiB",
+                flush=True,
+            )
+        if importlib.util.find_spec("duckdb"):
+            seconds, busy, peak = measured(sys.executable, "-c", DUCKDB, str(journal))
+            print(
+                f"duckdb, the sums by model from the same file: {seconds:.2f} s, {busy:.2f} s of processors, {peak:.0f} MiB"
+            )
 
 
 if __name__ == "__main__":
