@@ -183,7 +183,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
         click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True),
                      metavar="SECONDS", help="Limit until an API begins to answer."),
-        click.option("--retry-unknown", is_flag=True,
+        click.option("--retry-unknown", is_flag=True, envvar="MLLM_RETRY_UNKNOWN",
                      help="Ask again also what may have been billed: silent and cut answers."),
         click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time."),
         click.option("--resume", metavar="RUN", envvar="MLLM_RESUME",

@@ -20,6 +20,7 @@ from mllm_pipe.terminal import kind_of, say
 @click.argument("prompt", required=False)
 @click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
 @click.option("--resume", metavar="RUN", help="Go on with this run: what it has an answer for is not asked again.")
+@click.option("--retry-unknown", is_flag=True, help="Ask again also what was asked and never heard, in all stages.")
 @click.option("--max-cost", type=click.FloatRange(0), metavar="USD",
               help="Send nothing that could take the run beyond this, whichever stage asks.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Limit of the whole.")
@@ -28,7 +29,7 @@ from mllm_pipe.terminal import kind_of, say
 @click.option("-q", "--quiet", is_flag=True, callback=cli.hush, envvar="MLLM_QUIET",
               help="Say nothing on stderr but errors, in no stage.")
 @cli.common_options
-def command(name: str, prompt: str | None, new: bool, resume: str | None, max_cost: float | None,
+def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_unknown: bool, max_cost: float | None,
             timeout: float | None, shown: bool, dry_run: bool, quiet: bool) -> int:  # fmt: skip
     """Fire the stages of a group, joined by pipes, between stdin and stdout.
 
@@ -44,7 +45,8 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, max_co
         show(plans.as_shell(plan))
         return OK
     refuse_own_output()
-    run, told = _terms(resume, max_cost, quiet)
+    run, told = _terms(resume, max_cost)
+    told |= {name: "1" for name, wanted in {"MLLM_QUIET": quiet, "MLLM_RETRY_UNKNOWN": retry_unknown}.items() if wanted}
     firing = Firing(plan, told, timeout)
     if dry_run:
         return _dry_run(plan, firing)
@@ -60,13 +62,13 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, max_co
         die_by(status - 128)
     if status not in (OK, NO) and firing.why:
         begins = kind_of(0) != "pipe" or "MLLM_PARENT_RUN_ID" in firing.environment
-        again = f"; go on with: group {shlex.quote(name)} --resume {run}" if begins else ""
+        again = f"; the same line with --resume {run} goes on" if begins else ""
         say(f"{plan['name']}: {firing.why}{again}")
     return status
 
 
-def _terms(resume: str | None, max_cost: float | None, quiet: bool) -> tuple[str, dict[str, str]]:
-    """(the run that begins where none is inherited, what all stages are told of it, of money and of silence)."""
+def _terms(resume: str | None, max_cost: float | None) -> tuple[str, dict[str, str]]:
+    """(the run that begins where none is inherited, what all stages are told of it and of money)."""
     told: dict[str, str] = {}
     if resume:
         from mllm_pipe.recall import run_of
@@ -80,7 +82,7 @@ def _terms(resume: str | None, max_cost: float | None, quiet: bool) -> tuple[str
         from mllm_pipe.budget import with_run_limit
 
         told |= {"MLLM_BUDGET": with_run_limit(max_cost), "MLLM_PARENT_RUN_ID": run}
-    return run, told | ({"MLLM_QUIET": "1"} if quiet else {})
+    return run, told
 
 
 def _dry_run(plan: plans.Plan, firing: Firing) -> int:
