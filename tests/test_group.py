@@ -288,4 +288,6 @@ def test_the_lines_of_a_loop_do_the_same_for_one_thread(sh, work):
     assert ran.status == 0
     assert [record.get("role", record["type"]) for record in ran.records] == [
         "user", "assistant", "span", "verdict", "user", "assistant", "span", "verdict", "user", "assistant", "span", "verdict"]  # fmt: skip
-    assert [record["stage"] for record in ran.records if record["type"] == "span"] == ["1.1", "2.1", "3.1"]
+    spans = [record for record in ran.records if record["type"] == "span"]
+    assert [span["stage"] for span in spans] == ["1.1", "2.1", "3.1"]
+    assert len({span["parent_run_id"] for span in spans}) == 1

@@ -104,6 +104,7 @@ def as_shell(plan: Plan) -> str:
     chain = chain.replace("MLLM_STAGE=1.", "MLLM_STAGE=$n.")
     last = f"[ $n -lt {plan['max_rounds']} ]"
     return (
+        'export MLLM_PARENT_RUN_ID="${MLLM_PARENT_RUN_ID:-$(date +%s).$$}"\n'
         f't=$(mktemp) && {shlex.join(plan["begin"] or ["cat"])} >"$t" || exit\n'
         f"n=1; {last} && reply=--reply || reply=\n"
         f'while <"$t" {chain} |\n    thread-append "$t" >/dev/null; s=$?; [ $s -eq 1 ] && {last}; do\n'
