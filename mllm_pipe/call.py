@@ -242,14 +242,22 @@ def _priced(
     failure: CallFailed | None,
     started_at: str,
 ) -> Result | None:
-    """The result, with a cost by the table of models where nobody else said one; of a cut answer the usage is no whole
-    one, and its cost unknown."""
+    """The result, with a cost by the table of models where nobody else said one, and what a prompt cache saved; of a cut
+    answer the usage is no whole one, and its cost unknown."""
     cut = failure is not None and failure.billed != "yes"
-    if cut or not result or not result.get("usage") or result.get("cost_usd") is not None:
+    if cut or not result or not result.get("usage"):
+        return result
+    cached = result["usage"].get("cache_read_tokens") or result["usage"].get("cache_write_tokens")
+    if result.get("cost_usd") is not None and not cached:
         return result
     from datetime import datetime
 
-    from mllm_pipe.prices import cost_of_call
+    from mllm_pipe.prices import cost_of_call, saved_by_cache
 
-    cost = cost_of_call(target, request, result, datetime.fromisoformat(started_at))
+    at = datetime.fromisoformat(started_at)
+    saved = saved_by_cache(target, request, result, at)
+    result = result if saved is None else result | {"saved_usd": float(saved)}
+    if result.get("cost_usd") is not None:
+        return result
+    cost = cost_of_call(target, request, result, at)
     return result if cost is None else result | {"cost_usd": float(cost), "cost_source": "table"}

@@ -83,6 +83,29 @@ def cost_of_call(
     return sum(known, Decimal(0)) if len(known) == len(costs) else None
 
 
+def saved_by_cache(
+    target: dict[str, Any], request: dict[str, Any], result: dict[str, Any], at: datetime | None = None
+) -> Decimal | None:
+    """What the prompt cache saved of a call, in US dollars by the table: its cost without one, less its cost.
+
+    Negative where filling the cache cost more than it gave. None if no cache was used, or a cost cannot be known.
+    """
+    if not any(result["usage"].get(name) for name in _CACHE):
+        return None
+    plain = result | {"usage": _uncached(result["usage"])}
+    if result.get("iterations"):
+        plain["iterations"] = [step | {"usage": _uncached(step["usage"])} for step in result["iterations"]]
+    costs = [cost_of_call(target, request, told, at) for told in (plain, result)]
+    return None if costs[0] is None or costs[1] is None else costs[0] - costs[1]
+
+
+_CACHE = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens")
+
+
+def _uncached(usage: dict[str, Any]) -> dict[str, Any]:
+    return {name: count for name, count in usage.items() if name not in _CACHE}
+
+
 def _usual() -> list[str]:
     return [word for word, tier in _TIERS.items() if not tier]
 

@@ -20,7 +20,7 @@ KINDS = ("span", "message", "verdict", "route", "summary", "error")  # what a ru
 REDACTED = "redacted"  # the type of the one part that stands for a content of which only size and digest are told
 _WORST = {"ok": 0, "no": 1, "unknown": 2, "error": 3}
 _OF_SPAN = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
-            "usage", "cost_usd", "stage", "input_id", "output_ids")  # fmt: skip
+            "usage", "cost_usd", "saved_usd", "stage", "input_id", "output_ids")  # fmt: skip
 
 
 class Fold:

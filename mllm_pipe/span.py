@@ -86,6 +86,8 @@ def span_of(
         "cost_usd": result.get("cost_usd"),
         "cost_source": result.get("cost_source"),
     }
+    if "saved_usd" in result:
+        span["saved_usd"] = result["saved_usd"]
     losses = [*about.get("losses", []), *io.ignored, *result.get("losses", [])]
     return span | ({"losses": losses} if losses else {})
 

@@ -227,6 +227,7 @@ def test_a_span_has_the_cost_by_the_table_where_nobody_else_says_one(sh):
         (unknown,) = spans(sh(line.replace("claude-opus-5-5", "nobody"), ANTHROPIC_API_KEY="sk-ant-canary"))
     assert span["usage"] == {"input_tokens": 23, "cache_read_tokens": 7, "cache_write_tokens": 5, "output_tokens": 23}
     assert (span["cost_usd"], span["cost_source"]) == (0.0005304, "table")
+    assert span["saved_usd"] == round((23 * 4 + 23 * 20) / 1e6 - 0.0005304, 10)  # as if nothing had been cached
     assert (unknown["cost_usd"], unknown["cost_source"]) == (None, None)
 
 
