@@ -242,8 +242,10 @@ def _priced(
     failure: CallFailed | None,
     started_at: str,
 ) -> Result | None:
-    """The result, with a cost by the table of models where nobody else said one, and what a prompt cache saved; of a cut
-    answer the usage is no whole one, and its cost unknown."""
+    """The result, with a cost by the table of models where nobody else said one, and what a prompt cache saved.
+
+    Of a cut answer the usage is no whole one, and its cost unknown.
+    """
     cut = failure is not None and failure.billed != "yes"
     if cut or not result or not result.get("usage"):
         return result

@@ -19,8 +19,8 @@ _ALL = ("v", "type", "thread", "id", "at", "run_id", "parent_run_id")
 _KEPT = {
     "message": ("role", "reply_to", "finish"),
     "span": ("traceparent", "op", "slot", "agent", "runtime", "model", "started_at", "duration_ms", "first_token_ms",
-             "status", "usage", "cost_usd", "cost_source", "saved_usd", "cached_run_id", "input_id", "handed_id", "output_ids",
-             "group", "stage"),
+             "status", "usage", "cost_usd", "cost_source", "saved_usd", "cached_run_id", "input_id", "handed_id",
+             "output_ids", "group", "stage"),
     "verdict": ("about", "score", "pass", "preferred", "consistent", "self_judged"),
     "route": ("router", "target", "confidence"),
     "summary": ("covers",),
