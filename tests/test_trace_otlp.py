@@ -127,6 +127,20 @@ def test_the_ids_and_times_are_those_of_the_runs(sh, work):
     assert [span["spanId"] for span in spans_of(own)] == [span["spanId"] for span in spans_of(journalled)]
 
 
+def test_a_run_without_a_call_is_a_trace_too(sh):
+    (request,) = sh("dispatch -q --to echo --new hi > t; judge -q --check contains:zz < t | trace --format otlp").records
+    (root,) = spans_of(request)
+    (event, _) = root["events"]
+    assert root["startTimeUnixNano"] == root["endTimeUnixNano"] == event["timeUnixNano"] > "1700000000000000000"
+    assert plain(event)["gen_ai.evaluation.score.label"] == "fail"
+
+
+def test_tee_copies_what_is_sent_on(sh):
+    with collector() as there:
+        ran = sh(f"dispatch -q --to echo --new hi | trace --tee --otlp {there.url} | thread-append t | cat")
+    assert (ran.kinds(), ran.err, len(there.requests)) == ("begin user assistant span ok end", "trace: 2 spans of 1 run sent\n", 1)
+
+
 def test_traceparent_is_the_parent(sh):
     line = "dispatch -q --to echo --new q | trace --format otlp"
     (request,) = sh(line, TRACEPARENT=TRACEPARENT).records

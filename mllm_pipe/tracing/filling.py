@@ -259,7 +259,8 @@ def _started(part: str, descriptor: int, begin: int, end: int) -> int:
 def _ends(descriptor: int) -> list[int]:
     """Where the parts of the journal end, each after a whole line but the last."""
     size = os.fstat(descriptor).st_size
-    count = max(min(len(os.sched_getaffinity(0)), size // PART, _PARTS), 1)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = max(min(processors, size // PART, _PARTS), 1)
     ends = [_next_line(descriptor, size * number // count) for number in range(1, count)]
     return [*dict.fromkeys(ends), size]
 

@@ -75,7 +75,8 @@ class _Trace:
         self.edges: dict[str, list[Json]] = {}
         for span in own:
             self.edges[span] = fold.edges(fold.spans[span])
-        self.started = _nanoseconds(run["started_at"] or "")
+        known = [_nanoseconds(one.get("at", "")) for found in self.findings.values() for one in found]
+        self.started = _nanoseconds(run["started_at"] or "") or min(filter(None, known), default=0)
 
     def root(self) -> Json:
         name, run = self.run["group"], self.run
