@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, Outcome
 from mllm_pipe.grouping.plan import Plan, of_round, variables
-from mllm_pipe.runtimes._child import Pipeline, pipeline
+from mllm_pipe.runtimes._pipeline import Pipeline, pipeline
 from mllm_pipe.stream import Sink, Source, Thread, show, watch_reader
 from mllm_pipe.terminal import note
 from mllm_pipe.thread import branch, text_of

@@ -17,13 +17,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from time import monotonic
 from typing import Any, NamedTuple
 
 from mllm_pipe.errors import CallFailed
 
 GRACE_S = 1.0  # between TERM and KILL
-STAGE_GRACE_S = 10.0  # the same for stages of a group, which write down what was paid for before they end
 MAX_OUTPUT = 64 << 20  # bytes; more than that is no answer, and no line that the next command would take
 CHUNK = 1 << 16
 
@@ -108,12 +106,12 @@ def run(
     if cwd is not None:
         # posix_spawn has no working directory; sh also sets PWD, which some programs believe.
         program, command = "/bin/sh", ["sh", "-c", 'cd -- "$0" && exec "$@"', cwd, *command]
-    (child_in, our_in), (our_out, child_out), (our_err, child_err), (woken, wake) = (_pipe() for _ in range(4))
-    child, fds, streams = _Child(), (our_in, our_out, our_err, woken), (child_in, child_out, child_err)
+    (child_in, our_in), (our_out, child_out), (our_err, child_err), (woken, wake) = (pipe() for _ in range(4))
+    child, fds, streams = Child(), (our_in, our_out, our_err, woken), (child_in, child_out, child_err)
     ours = set(fds)
     _widen(our_out)
     try:
-        _thread.start_new_thread(_tend, (child, program, command, env, streams, wake))
+        _thread.start_new_thread(tend, (child, program, command, env, streams, wake))
         child.started.acquire()
         if child.fault:
             raise CallFailed("missing", f"{argv[0]}: cannot be started: {child.fault}", billed="no")
@@ -134,7 +132,7 @@ def kill_all() -> None:
     with _lock:
         _closed = True
         for pid in _live:
-            _signal(pid, signal.SIGKILL)
+            signal_group(pid, signal.SIGKILL)
         scratches = list(_scratches)
     if scratches:
         import shutil
@@ -166,81 +164,10 @@ def scratch(base: str | None = None) -> Iterator[str]:
             _tell("-", path)
 
 
-# -- children joined by pipes ------------------------------------------------------------------------------------------
-
-
-class Pipeline:
-    """Programs that run at once, each one's stdout the next one's stdin, as a shell joins them."""
-
-    def __init__(self) -> None:
-        self.children: list[_Child] = []
-        self.woken: list[int] = []  # of each child: at its end when the child is
-
-    def statuses(self) -> list[int]:
-        """The exit status of each program (128 + n for signal n), when all have ended."""
-        for fd in self.woken:
-            os.read(fd, 1)
-        return [child.status for child in self.children]
-
-    def stop(self) -> None:
-        """Ends all that still run: TERM to each group, STAGE_GRACE_S for their leaders together, KILL to what is left.
-        From any thread."""
-        with _lock:
-            for child in self.children:
-                child.wanted = False
-            running = [child for child in self.children if child.pid in _live]
-        try:
-            for child in running:
-                _signal(child.pid, signal.SIGTERM)
-            until = monotonic() + STAGE_GRACE_S
-            for child in running:
-                if child.ended.acquire(timeout=max(0.0, until - monotonic())):
-                    child.ended.release()
-        finally:  # a second signal to us must not save them
-            for child in running:
-                _signal(child.pid, signal.SIGKILL)
-
-
-@contextmanager
-def pipeline(
-    stages: Sequence[tuple[Sequence[str], Mapping[str, str]]], stdin: int, stdout: int
-) -> Iterator[Pipeline]:
-    """Starts programs joined by pipes, each of `stages` an (argv, environment), between two open descriptors.
-
-    The descriptors stay open here; stderr is ours. Whoever still runs when the block ends is ended. CallFailed
-    "missing" if one of them cannot be started, before any is started where that can be seen.
-    """
-    programs = []
-    for argv, env in stages:
-        if (program := find(argv[0], env.get("PATH"))) is None:
-            raise CallFailed("missing", f"{argv[0]}: no such program on PATH; install it or fix PATH", billed="no")
-        programs.append(program)
-    made, source = Pipeline(), os.dup(stdin)
-    try:
-        for number, ((argv, env), program) in enumerate(zip(stages, programs, strict=True), 1):
-            read, write = _pipe() if number < len(stages) else (-1, os.dup(stdout))
-            woken, wake = _pipe()
-            child, streams = _Child(), (source, write, os.dup(2))
-            source = read
-            made.children.append(child)
-            made.woken.append(woken)
-            _thread.start_new_thread(_tend, (child, program, argv, env, streams, wake))
-            child.started.acquire()
-            if child.fault:
-                raise CallFailed("missing", f"{argv[0]}: cannot be started: {child.fault}", billed="no")
-        yield made
-    finally:
-        if source >= 0:
-            os.close(source)
-        made.stop()
-        for fd in made.woken:
-            os.close(fd)
-
-
 # -- one child --------------------------------------------------------------------------------------------------------
 
 
-class _Child:
+class Child:
     """What the thread that tends a child and the one that waits for its answer tell each other."""
 
     def __init__(self) -> None:
@@ -254,8 +181,8 @@ class _Child:
         self.fault = ""
 
 
-def _tend(
-    child: _Child, program: str, command: Sequence[str], env: Mapping[str, str], streams: tuple[int, ...], wake: int
+def tend(
+    child: Child, program: str, command: Sequence[str], env: Mapping[str, str], streams: tuple[int, ...], wake: int
 ) -> None:
     """Starts a child, waits for its end, kills what it leaves of its group, and closes `wake`.
 
@@ -288,7 +215,7 @@ def _tend(
     if child.status < 0:
         child.status = 128 - child.status
     with _lock:
-        _signal(child.pid, signal.SIGKILL)
+        signal_group(child.pid, signal.SIGKILL)
         _live.discard(child.pid)
         _tell("-", str(child.pid))
     os.close(wake)
@@ -308,7 +235,7 @@ def _spawn(program: str, command: Sequence[str], env: Mapping[str, str], actions
     )
 
 
-def _pipe() -> tuple[int, int]:
+def pipe() -> tuple[int, int]:
     """A pipe of which no end is a standard stream, not even when ours are closed: putting one in place would hit it."""
     ends = os.pipe()
     if min(ends) > 2:
@@ -386,22 +313,28 @@ def _pump(
     return tail.decode("utf-8", "replace")
 
 
-def _stop(child: _Child) -> None:
-    """Ends a child that is still there: TERM to its group, GRACE_S for the leader, KILL to what is left."""
+def unwanted(children: Sequence[Child]) -> list[Child]:
+    """Lets none of the children be started any more; those that run."""
     with _lock:
-        child.wanted = False
-        if child.pid not in _live:
-            return
+        for child in children:
+            child.wanted = False
+        return [child for child in children if child.pid in _live]
+
+
+def _stop(child: Child) -> None:
+    """Ends a child that is still there: TERM to its group, GRACE_S for the leader, KILL to what is left."""
+    if not unwanted([child]):
+        return
     try:
-        _signal(child.pid, signal.SIGTERM)
+        signal_group(child.pid, signal.SIGTERM)
         if child.ended.acquire(timeout=GRACE_S):
             child.ended.release()
     finally:  # a second signal to us must not save it
-        _signal(child.pid, signal.SIGKILL)
+        signal_group(child.pid, signal.SIGKILL)
         child.ended.acquire(timeout=GRACE_S)
 
 
-def _signal(pid: int, signum: int) -> None:
+def signal_group(pid: int, signum: int) -> None:
     """Sends a signal to a group that is still ours to signal: a number may be given anew once it was waited for."""
     with _lock:
         if pid in _live:
@@ -457,7 +390,7 @@ def _leash() -> int:
     global _leash_fd
     with _lock:
         if _leash_fd is None:
-            read, _leash_fd = _pipe()
+            read, _leash_fd = pipe()
             null = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
             actions = [(os.POSIX_SPAWN_DUP2, read, 0), null, (os.POSIX_SPAWN_DUP2, 1, 2)]
             _spawn("/bin/sh", ["sh", "-c", _LEASH], {"PATH": "/usr/bin:/bin"}, actions)
