@@ -91,6 +91,8 @@ def of_reply(status: int, headers: Mapping[str, str], body: bytes, secrets: Iter
         value = None
     default = _CODE_OF_STATUS.get(status, "server" if status >= 500 else "bad_request")
     code = default if status >= 500 else _code(value, default)
+    if status < 500 and code in ("server", "overloaded"):
+        code = default  # a gateway's word: what the status calls a wrong request is none to repeat
     said = message(value) or _plain(body, headers.get("content-type", ""))
     wait = retry_after(headers, value) if code in ("rate_limit", "overloaded", "server") else None
     billed = "unknown" if code == "timeout" else "no"

@@ -14,6 +14,7 @@ connection is used again only if it has rested for less than KEEP_S and the serv
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -39,6 +40,7 @@ IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping
 SLICE_S = 0.5  # the longest single wait: after it, io.left() is asked again and may end the call from elsewhere
 LINGER_S = 0.05
 KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
+SLICE = 1 << 16  # bytes given out at once
 MAX_DECODED = 256 << 20  # bytes of a whole answer once unzipped
 _MAX_ERROR_BODY = 64 << 10
 
@@ -83,18 +85,20 @@ def post(
         way = _way(parts.scheme, parts.hostname or "")
         way.clock = clock
         with closing(way.ask(parts, headers, body)) as response:
-            clock.phase = "body"
+            clock.phase = "head"
             if not response.is_success:
                 raise _refusal(response, secrets)
             if "html" in response.headers.get("content-type", ""):
                 raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?", http_status=200)
-            pieces = response.iter_bytes()
+            pieces = _unzipped(response)
             try:
                 for piece in pieces:
                     size += len(piece)
                     if size > MAX_DECODED:
                         raise CallFailed("malformed", f"the answer is larger than {MAX_DECODED >> 20} MiB")
+                    clock.hear(piece)
                     yield piece
+                    io.left()  # what is unzipped needs no more reading for a while
             except GeneratorExit:
                 if parts.scheme == "https":
                     _drain(pieces, clock)
@@ -112,12 +116,26 @@ def post(
 # -- the clock, the sockets, the clients ------------------------------------------------------------------------------
 
 
+_SAID = re.compile(rb"(?:\A|[\r\n])[^:\r\n]")  # a line of an event stream that is no comment
+
+
 class _Clock:
-    """What each wait of one call may take. phase: connect, sent (nothing came yet), body."""
+    """What each wait of one call may take. phase: connect, sent (nothing came yet), head (but a head), body."""
 
     def __init__(self, io: Io, first_byte_s: float, idle_s: float) -> None:
         self.io, self.first_byte_s, self.idle_s = io, first_byte_s, idle_s
-        self.phase = "connect"
+        self.phase, self.sent_at, self.opening = "connect", 0.0, b""
+
+    def limit(self) -> float:
+        """Seconds that the next wait may take: of the answer's beginning what is left of one limit, else idle."""
+        return self.idle_s if self.phase == "body" else self.sent_at + self.first_byte_s - time.monotonic()
+
+    def hear(self, piece: bytes) -> None:
+        """The answer begins with the first line that is no comment: gateways send those while they wait themselves."""
+        heard = self.opening + piece if self.phase == "head" else b""
+        if heard.strip(b"\r\n"):
+            self.phase = "body" if _SAID.search(heard) else "head"
+            self.opening = heard[max(heard.rfind(b"\n"), heard.rfind(b"\r")) + 1 :][:1]
 
     def wait(self, limit: float, step: Callable[[float], Any]) -> Any:
         """step(seconds) in slices until it gives something, or `limit` (raises its timeout), or io.left() raises."""
@@ -179,13 +197,12 @@ def _way_class() -> type:
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
             clock = self.way.clock
-            limit = clock.idle_s if clock.phase == "body" else clock.first_byte_s
-            data: bytes = clock.wait(limit, lambda seconds: self.inner.read(max_bytes, seconds))
+            data: bytes = clock.wait(clock.limit(), lambda seconds: self.inner.read(max_bytes, seconds))
             return data
 
         def write(self, buffer: bytes, timeout: float | None = None) -> None:
             clock = self.way.clock
-            clock.phase = "sent"
+            clock.phase, clock.sent_at = "sent", time.monotonic()
             # in pieces, each with what is left then: a write grants its timeout to every send anew
             for start in range(0, len(buffer), 1 << 16):
                 self.inner.write(buffer[start : start + (1 << 16)], min(clock.idle_s, clock.io.left()))
@@ -283,12 +300,31 @@ def _login(parts: SplitResult) -> dict[str, str]:
     return {"authorization": f"Basic {b64encode(said.encode()).decode()}"}
 
 
+def _unzipped(response: httpx.Response) -> Iterator[bytes]:
+    """The body, unzipped where the server zips unasked: a slice at a time, as a kilobyte may stand for a megabyte."""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding in ("", "identity"):
+        yield from response.iter_raw()
+    elif coding in ("gzip", "x-gzip", "deflate"):
+        import zlib
+
+        unzip = zlib.decompressobj(47)  # of either kind
+        try:
+            for piece in response.iter_raw():
+                while piece:
+                    yield unzip.decompress(piece, SLICE)
+                    piece = unzip.unconsumed_tail
+        except zlib.error:
+            raise CallFailed("malformed", "the answer cannot be unzipped") from None
+    else:
+        raise CallFailed("malformed", f"the answer is packed as {_faults.tidy(coding)}, for which nobody asked")
+
+
 # -- what went wrong --------------------------------------------------------------------------------------------------
 
 
 def _errors() -> tuple[type[Exception], ...]:
     import httpcore
-    import httpx
 
     return (
         httpcore.TimeoutException,
@@ -296,14 +332,12 @@ def _errors() -> tuple[type[Exception], ...]:
         httpcore.ProtocolError,
         httpcore.ProxyError,
         httpcore.UnsupportedProtocol,
-        httpx.DecodingError,
     )
 
 
 def _translated(error: Exception, clock: _Clock, host: str, secrets: tuple[str, ...]) -> CallFailed:
     """The one table: an error of the network, and how far the call had come, to a CallFailed."""
     import httpcore
-    import httpx
 
     if isinstance(error, httpcore.ProxyError):
         return CallFailed("network", f"{host}: the proxy refused", billed="no")
@@ -311,13 +345,12 @@ def _translated(error: Exception, clock: _Clock, host: str, secrets: tuple[str, 
         what, billed = {
             "connect": (f"no connection within {CONNECT_S:g} s", "no"),
             "sent": (f"no answer within {clock.first_byte_s:g} s", "unknown"),
+            "head": (f"no answer within {clock.first_byte_s:g} s, but a head", "unknown"),
             "body": (f"the answer stood still for {clock.idle_s:g} s", "unknown"),
         }[clock.phase]
         return CallFailed("timeout", f"{host}: {what}", billed=billed)
     if clock.phase == "connect":
         return CallFailed("network", _faults.tidy(f"{host}: {error}", secrets), billed="no")
-    if isinstance(error, httpx.DecodingError):
-        return CallFailed("malformed", f"{host}: the answer cannot be unzipped")
     if clock.phase == "sent":
         return CallFailed("network", _faults.tidy(f"{host}: no answer: {error}", secrets))
     return CallFailed("cut", f"{host}: the connection was closed within the answer")
@@ -326,7 +359,7 @@ def _translated(error: Exception, clock: _Clock, host: str, secrets: tuple[str, 
 def _drain(pieces: Iterator[bytes], clock: _Clock) -> None:
     """Reads the few bytes behind what the reader took for the end, so that the connection can be used again."""
     ends = time.monotonic() + LINGER_S
-    clock.idle_s = LINGER_S
+    clock.phase, clock.idle_s = "body", LINGER_S
     try:
         while time.monotonic() < ends and next(pieces, None) is not None:
             pass
@@ -345,10 +378,12 @@ def _refusal(response: httpx.Response, secrets: tuple[str, ...]) -> CallFailed:
         return CallFailed("bad_request", said, billed="no", http_status=status)
     body = b""
     try:
-        for piece in response.iter_bytes():
+        for piece in _unzipped(response):
             body += piece
             if len(body) > _MAX_ERROR_BODY:
                 break
-    except _errors():
+    except CallFailed:
         pass  # the status says it already
+    except _errors():
+        pass
     return _faults.of_reply(status, dict(response.headers), body, secrets)

@@ -58,12 +58,12 @@ def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
     """
     chunks = iter(chunks)
     first = b""
-    while not first.strip(b" \t\r\n\xef\xbb\xbf"):
+    while not first:
         piece = next(chunks, None)
         if piece is None:
             return
-        first += piece
-    start = first.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
+        first = piece.lstrip(b" \t\r\n\xef\xbb\xbf")
+    start = first[:1]
     if start == b"<":
         raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?")
     if start in (b"{", b"["):

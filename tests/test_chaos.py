@@ -1,0 +1,128 @@
+"""What a server must not do, and what then happens: by the real command, fault by fault, in all four dialects.
+
+Each row says the exit status, the code of the error record, whether it may be billed, and how many requests the server
+counted; `ok` is an answer. A second host hears nothing, nothing outlasts its deadline, and the key is seen nowhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+from conftest import environment
+from loopback.chaos import ANSWER, DIALECTS, KEY, SECRET, WIRE, Chaos
+
+TAILS = {"anthropic": "", "openai": "/v1", "openai-chat": "/v1", "google": ""}
+TIMEOUT_S = 3.0  # of what waits for it; all others have time enough, however busy the machine is
+
+CUT, LOST = "3 cut unknown 1", "69 network unknown 1"
+PROMISES = {
+    "reset-at-once": LOST, "close-at-once": LOST, "half-a-status-line": LOST, "no-http": LOST,
+    "huge-header": LOST, "20000-headers": LOST,
+    "silence": "124 timeout unknown 1", "head-byte-by-byte": "124 timeout unknown 1",
+    "head-then-silence": "124 timeout unknown 1", "head-then-pings": "124 timeout unknown 1",
+    "stall-mid-body": "124 timeout unknown 1", "byte-by-byte": "124 timeout unknown 1", "504": "124 timeout unknown 1",
+    "head-then-close": CUT, "head-then-reset": CUT, "empty-body": CUT, "204": CUT, "short-length": CUT, "bad-chunk": CUT,
+    "chunks-cut": CUT, "chunk-half-sent": CUT, "half-gzip": CUT,
+    "cut": CUT, "half-an-event": CUT, "reset-mid-body": CUT, "no-finish": CUT, "other-shape openai": CUT,
+    "bad-gzip": "3 malformed unknown 1", "gzip-bomb": "3 malformed unknown 1", "gzip-bomb-of-lines": "3 malformed unknown 1",
+    "gzip-bomb-of-events": "124 timeout unknown 1",
+    "html-200": "3 malformed unknown 1", "html-200-as-json": "3 malformed unknown 1",
+    "broken-event": "3 malformed unknown 1", "other-shape": "3 malformed unknown 1",
+    "redirect-302": "3 bad_request no 1", "redirect-307": "3 bad_request no 1", "redirect-308": "3 bad_request no 1",
+    "400": "3 bad_request no 1", "404": "3 bad_model no 1", "404-of-a-gateway": "3 bad_model no 1",
+    "402": "77 billing no 1", "403": "77 permission no 1", "401-echo": "77 auth no 1",
+    "html-502": "75 server no 2", "500": "75 server no 2", "503": "75 overloaded no 2", "529": "75 overloaded no 2",
+    "429": "75 rate_limit no 2", "error-under-200": "75 server no 2",
+    "error-mid-stream": "75 overloaded unknown 1", "error-mid-stream google": "75 server unknown 1",
+    "retry-after-1": "0 ok 2", "retry-after-minus": "0 ok 2", "retry-after-nan": "0 ok 2", "retry-after-inf": "0 ok 2",
+    "retry-after-words": "0 ok 2", "retry-after-past": "0 ok 2", "flapping": "0 ok 2",
+    "retry-after-999999": "75 rate_limit no 1", "retry-after-next-year": "75 rate_limit no 1",
+    "says-nothing": "3 empty yes 1",
+    "content-policy": "5 filter yes 1", "content-policy anthropic": "5 refusal yes 1",
+    "too-long": "3 too_large no 1",
+    "early-hints": "0 ok 1", "usage-is-odd": "0 ok 1", "in-pieces": "0 ok 1",
+}  # fmt: skip
+WAITING = ("silence", "head-byte-by-byte", "head-then-silence", "head-then-pings", "stall-mid-body", "byte-by-byte",
+           "gzip-bomb-of-events")  # fmt: skip
+CASES = [(fault, dialect) for fault, dialect in zip(WIRE, itertools.cycle(DIALECTS), strict=False)]
+CASES += [(fault, dialect) for fault in ANSWER for dialect in DIALECTS]
+
+
+class Case(NamedTuple):
+    """One run of dispatch."""
+
+    row: str
+    span: dict[str, Any]
+    written: str
+    peak_mib: float
+
+
+class Whole(NamedTuple):
+    """All of them."""
+
+    cases: dict[tuple[str, str], Case]
+    elsewhere: bytes
+    files: bytes
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory) -> Whole:
+    home = tmp_path_factory.mktemp("home")
+
+    def run(server: Chaos, fault: str, dialect: str) -> Case:
+        limits = ["1", str(TIMEOUT_S)] if fault in WAITING else ["60", "60"]
+        argv = ["dispatch", "--to", f"{dialect}/m", "--base-url", server.url(fault, dialect, TAILS[dialect]),
+                "--key-env", "CANARY", "--max-retries", "1", "--first-token", limits[0], "--timeout", limits[1],
+                "--retry-after-cap", "5", "--new", SECRET, "--format", "ndjson"]  # fmt: skip
+        out, err = ((home / f"{fault}-{dialect}.{name}").open("w+b") for name in ("out", "err"))
+        with out, err:
+            child = subprocess.Popen(argv, env=environment(home, CANARY=KEY), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            records = [orjson.loads(line) for line in (home / out.name).read_bytes().split(b"\n") if line]
+        span = next(record for record in records if record["type"] == "span")
+        error = next((record for record in records if record["type"] == "error"), None)
+        whole = [record for record in records if record.get("finish") in ("stop", "tool")]
+        said = f"{error['code']} {error['billed']}" if error else "ok" if whole else "nothing"
+        said = f"{child.returncode} {said} {server.asked[f'{fault}/{dialect}']}"
+        return Case(said, span, out.name, used.ru_maxrss / 1024)
+
+    with Chaos() as server, ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda case: (case, run(server, *case)), CASES)
+        cases = dict(found)
+    files = b"".join(path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file())
+    return Whole(cases, server.elsewhere, files)
+
+
+def test_there_are_faults_enough():
+    assert len(WIRE) + len(ANSWER) >= 30 and {*WIRE, *ANSWER} == {name.partition(" ")[0] for name in PROMISES}
+
+
+@pytest.mark.parametrize(("fault", "dialect"), CASES)
+def test_each_fault_is_what_it_is_and_is_paid_for_once(played, fault, dialect):
+    assert played.cases[fault, dialect].row == PROMISES.get(f"{fault} {dialect}", PROMISES[fault])
+
+
+def test_nothing_outlasts_its_deadline(played):
+    late = {case: it.span["duration_ms"] for case, it in played.cases.items()
+            if case[0] in WAITING and it.span["duration_ms"] > TIMEOUT_S * 1000 + 1000}  # fmt: skip
+    assert late == {}
+
+
+def test_nothing_is_held_beyond_reason(played):
+    most = max(played.cases, key=lambda case: played.cases[case].peak_mib)
+    assert played.cases[most].peak_mib < 200, most
+
+
+def test_a_second_host_hears_nothing(played):
+    assert played.elsewhere == b""
+
+
+def test_no_key_is_in_any_stream_record_or_file(played):
+    assert SECRET.encode() in played.files and KEY.encode() not in played.files
