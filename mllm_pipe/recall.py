@@ -112,6 +112,23 @@ def _of_run(line: bytes, run: str) -> bool:
 
 def run_of(wanted: str) -> str:
     """The run that is meant, by its whole id or a unique beginning. Missing if there is none, Usage if several."""
+    found = _begun(wanted)
+    if wanted in found or wanted == os.environ.get("MLLM_PARENT_RUN_ID"):
+        return wanted  # one that the user named may begin now
+    if not found:
+        raise Missing(f"--resume {wanted}: the journal has no such run; trace --journal lists them")
+    if len(found) > 1:
+        raise Usage(f"--resume {wanted}: {len(found)} runs begin like that: {', '.join(found[:3])}")
+    return found[0]
+
+
+def has_begun(run: str) -> bool:
+    """True if the journal has a call of this run."""
+    return run in _begun(run)
+
+
+def _begun(wanted: str) -> list[str]:
+    """The runs of the journal whose id begins so, sorted."""
     runs = set()
     try:
         with open(journal.path(), "rb") as file:
@@ -120,11 +137,4 @@ def run_of(wanted: str) -> str:
                     runs.add(str(orjson.loads(line).get("parent_run_id")))
     except FileNotFoundError:
         pass
-    found = sorted(run for run in runs if run.startswith(wanted))
-    if wanted in found or wanted == os.environ.get("MLLM_PARENT_RUN_ID"):
-        return wanted  # one that the user named may begin now
-    if not found:
-        raise Missing(f"--resume {wanted}: the journal has no such run; trace --journal lists them")
-    if len(found) > 1:
-        raise Usage(f"--resume {wanted}: {len(found)} runs begin like that: {', '.join(found[:3])}")
-    return found[0]
+    return sorted(run for run in runs if run.startswith(wanted))

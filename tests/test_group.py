@@ -280,6 +280,26 @@ def test_in_a_loop_each_thread_goes_round_by_itself(sh, work):
     assert ran.out.splitlines() == ["a\tok\t", "c\tfailed\t", "b\tok\t", "\t\t3"]
 
 
+@pytest.mark.parametrize("stage, status, why", [
+    ("exit 9", 9, "it did not come back from round 2: stage 2.2 (sh) ended with status 9"),
+    ("kill -9 $$", 137, "it did not come back from round 2: stage 2.2 (sh) ended with status 137"),
+    ("head -n 5; exit 9", 9, "input ended early"),
+])  # fmt: skip
+def test_a_stage_that_dies_in_a_later_round_loses_no_thread(sh, work, stage, status, why):
+    stages = ["dispatch --to 'exec:echo bad' --as writer", f"sh -c 'case $MLLM_STAGE in 2.*) {stage};; *) cat;; esac'"]
+    (work / "g.toml").write_text(f"stages = {orjson.dumps(stages).decode()}\nuntil = 'judge --check contains:good'\n")
+    ran = sh("group -q g.toml Write. 2>err | tee out | cat; exit ${PIPESTATUS[0]}")
+    assert ran.status == status
+    assert ran.kinds().startswith("begin user assistant span verdict user ") and ran.kinds().endswith("error failed end")
+    assert [record["message"] for record in ran.records if record["type"] == "error"][-1] == why
+    assert len({record["id"] for record in ran.records if "id" in record}) == len([one for one in ran.records if "id" in one])
+
+
+def test_where_nothing_was_asked_there_is_nothing_to_go_on_with(sh, work):
+    (work / "g.toml").write_text('stages = ["dispatch"]\n')
+    assert sh("group g.toml Hi 2>&1 >/dev/null | tail -n 1").out == "group: g: stage 1 (dispatch) ended with status 2\n"
+
+
 def test_the_lines_of_a_loop_do_the_same_for_one_thread(sh, work):
     (work / "g.toml").write_text(LOOP % 4)
     (work / "writer").write_text(WRITER)

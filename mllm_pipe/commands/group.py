@@ -61,8 +61,9 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
     if status == LEFT:
         die_by(status - 128)
     if status not in (OK, NO) and firing.why:
-        begins = kind_of(0) != "pipe" or "MLLM_PARENT_RUN_ID" in firing.environment
-        again = f"; the same line with --resume {run} goes on" if begins else ""
+        from mllm_pipe.recall import has_begun
+
+        again = f"; the same line with --resume {run} goes on" if has_begun(run) else ""
         say(f"{plan['name']}: {firing.why}{again}")
     return status
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mllm_pipe.envelope import Record, line_of, timestamp
-from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, Outcome
+from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, InputCut, Outcome
 from mllm_pipe.grouping.plan import Plan, of_round, variables
 from mllm_pipe.runtimes._pipeline import Pipeline, pipeline
 from mllm_pipe.stream import Sink, Source, Thread, show, watch_reader
@@ -76,8 +76,12 @@ class Firing:
     def _round(
         self, number: int, waiting: list[Thread] | None, sink: Sink, outcome: Outcome, as_text: bool
     ) -> list[Thread]:
-        """One round: of what is on stdin, or of the threads that wait. The threads that are to go round again."""
+        """One round: of what is on stdin, or of the threads that wait. The threads that are to go round again.
+
+        Of those that waited none is lost: where a stage fails, and one does not come back whole, what went in goes out.
+        """
         again: list[Thread] = []
+        inside, before = {thread.id: thread for thread in waiting or ()}, set(outcome.failures)
         read, out = os.pipe()
         feed = None if waiting is None else _Feed(waiting)
         try:
@@ -88,15 +92,21 @@ class Firing:
                     feed.start()
                 source = Source(outcome, sink.record, descriptor=read, may_be_empty=True, name=f"round {number}")
                 for thread in source.threads():
-                    if thread.fault:
-                        _give(thread, "failed", sink, as_text, [complaint(thread.fault, thread)])
+                    sent, fault = inside.pop(thread.id, None), thread.fault
+                    if sent and (fault or thread.status == "failed"):
+                        thread = _both(sent, thread)
+                    if fault:
+                        _give(thread, "failed", sink, as_text, [complaint(fault, thread)])
                     elif thread.status == "no":
                         again.append(thread)
                     else:
                         _give(thread, thread.status, sink, as_text)
                 status = self._status(running.statuses(), number)
                 if status not in (OK, NO):
-                    outcome.fail(status)
+                    outcome.failures = before | {status}  # a stream that was cut is that stage's doing
+                    for thread in inside.values():
+                        gone = InputCut(f"it did not come back from round {number}: {self.why}")
+                        _give(thread, "failed", sink, as_text, [complaint(gone, thread)])
         finally:
             for fd in (read, out):
                 if fd >= 0:
@@ -196,6 +206,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _both(sent: Thread, cut: Thread) -> Thread:
+    """A thread as it went in, and what of it came back that is new."""
+    both = sent.with_more([])
+    both.status = cut.status
+    for record in cut.records:
+        if record["id"] not in sent.raws:
+            both.add(record, cut.raws[record["id"]])
+    return both
 
 
 def _give(thread: Thread, status: str, sink: Sink, as_text: bool, made: list[Record] | None = None) -> None:
