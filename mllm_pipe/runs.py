@@ -70,6 +70,15 @@ class Fold:
                 for ident in known if wanted is None or ident in wanted]  # fmt: skip
         return sorted(runs, key=lambda run: (run["started_at"] or "", run["id"]))
 
+    def made_of(self) -> dict[tuple[str, str], list[Record]]:
+        """Findings by what made them: ("span", its id), or, where no span here did, ("run", the id of their run)."""
+        found: dict[tuple[str, str], list[Record]] = {}
+        for finding in self.findings.values():
+            maker = self.maker(finding)
+            key = ("span", maker) if maker in self.spans else ("run", finding.get("parent_run_id", "-"))
+            found.setdefault((key[0], str(key[1])), []).append(finding)
+        return found
+
     def join(self, other: Fold) -> None:
         """Take all that another fold has."""
         self.spans |= other.spans
@@ -89,6 +98,10 @@ class Fold:
         statuses += ["no" for finding in findings if _says_no(finding)]
         statuses += ["error" for one in findings if one["type"] == "error" and "parent_run_id" in one]
         edges = {span["id"]: self.edges(span) for span in spans}
+        made: dict[str, list[Record]] = {span["id"]: [] for span in spans}
+        alone: list[Record] = []  # of no call of this run
+        for finding in findings:
+            made.get(str(self.maker(finding)), alone).append(finding)
         return {
             "type": "run",
             "id": ident,
@@ -99,8 +112,8 @@ class Fold:
             "usage": usage_of(spans),
             "cost_usd": cost_of(spans),
             "unpriced": sum(span.get("cost_usd") is None for span in spans),
-            "stages": [self._stage(span, findings, edges[span["id"]]) for span in spans],
-            "findings": [_finding(one) for one in findings if self.maker(one) not in {span["id"] for span in spans}],
+            "stages": [self._stage(span, made[span["id"]], edges[span["id"]]) for span in spans],
+            "findings": [_finding(one) for one in alone],
             "handoffs": [edge for span in spans for edge in edges[span["id"]]],
         }
 
@@ -115,8 +128,7 @@ class Fold:
         waits = [edge["wait_ms"] for edge in edges if (span["thread"], edge["message_id"]) in self.made_by]
         if waits and None not in waits:
             stage["wait_ms"] = min(waits)  # since the last of what it worked on was there
-        own = [_finding(finding) for finding in findings if self.maker(finding) == span["id"]]
-        return stage | ({"findings": own} if own else {})
+        return stage | ({"findings": [_finding(one) for one in findings]} if findings else {})
 
     def edges(self, span: Record) -> list[dict[str, Any]]:
         """What was handed to a span: the newest answer that it worked on, or all that it compared, else the question;
@@ -216,8 +228,10 @@ def _unspanned(finding: Record) -> bool:
 
 
 def _says_no(finding: Record) -> bool:
-    return finding["type"] == "verdict" and finding["pass"] is not True or (
-        finding["type"] == "route" and finding["by"] == "none"
+    return (
+        finding["type"] == "verdict"
+        and finding["pass"] is not True
+        or (finding["type"] == "route" and finding["by"] == "none")
     )
 
 

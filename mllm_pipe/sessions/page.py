@@ -90,8 +90,12 @@ def _html(title: str, blocks: Blocks) -> str:
     out = [f'<!doctype html>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>']
     for who, parts in blocks:
         out.append(f"<section>\n<h2>{escape(who)}</h2>")
-        for label, text in parts:
-            body = f"<pre>{escape(text)}</pre>"
-            out.append(f"<details><summary>{escape(label)}</summary>{body}</details>" if label else body)
+        out += [as_html(label, text) for label, text in parts]
         out.append("</section>")
     return "\n".join(out) + "\n"
+
+
+def as_html(label: str, text: str) -> str:
+    """What `shown` gives of a part, in HTML: what is no prose opens when its label is clicked."""
+    body = f"<pre>{escape(text)}</pre>"
+    return f"<details><summary>{escape(label)}</summary>{body}</details>" if label else body

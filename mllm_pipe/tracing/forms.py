@@ -79,7 +79,7 @@ def _traces(runs: Rows, fold: Fold, content: bool) -> Rows:
     from mllm_pipe.tracing import otlp
 
     resource, parent = otlp.resource_of(dict(os.environ)), traceparent()
-    return [otlp.of_run(run, fold, resource, content=content, parent=parent) for run in runs]
+    return otlp.of_runs(runs, fold, resource, content=content, parent=parent)
 
 
 def _json(rows: Rows, form: str) -> str:

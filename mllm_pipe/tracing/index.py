@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe import journal
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Stopped, Usage
 from mllm_pipe.runs import digest_of
@@ -31,7 +30,7 @@ class Index:
     def __init__(self) -> None:
         """Missing if there is no journal."""
         self.journal = journalled.opened()
-        self.path = os.path.join(os.path.dirname(journal.path()), "index.sqlite")
+        self.path = journalled.place_of_index()
         try:
             self.db = self._current()
         except sqlite3.DatabaseError:  # damaged, of another version, or not to be written: made anew

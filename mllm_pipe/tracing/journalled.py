@@ -28,6 +28,11 @@ def opened() -> int:
         raise WriteFailed(f"{journal.path()} cannot be read: {error.strerror}") from None
 
 
+def place_of_index() -> str:
+    """Where the index lies: beside the journal."""
+    return os.path.join(os.path.dirname(journal.path()), "index.sqlite")
+
+
 def entry_of(line: bytes) -> Record | None:
     """An intent or outcome; None if the line is neither (a torn one, or the note on it)."""
     if not line.startswith((OUTCOME, INTENT)):

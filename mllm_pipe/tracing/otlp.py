@@ -31,6 +31,7 @@ from mllm_pipe.thread import parts_of
 SEMCONV = "0.1.0"
 MAPPING = 1
 Json = dict[str, Any]
+Findings = dict[tuple[str, str], list[Record]]  # of Fold.made_of
 _INTERNAL, _CLIENT, _ERROR = 1, 3, 2  # SpanKind, StatusCode
 _PROGRAMS = ("claude", "codex", "gemini", "opencode", "exec")
 _PROVIDERS = {"claude": "anthropic", "codex": "openai", "gemini": "gcp.gemini", "google": "gcp.gemini", "xai": "x_ai",
@@ -43,15 +44,22 @@ _COUNTS = {"input_tokens": "prompt", "cache_read_tokens": "prompt_details.cache_
            "reasoning_tokens": "completion_details.reasoning"}  # fmt: skip
 
 
-def of_run(run: Json, fold: Fold, resource: Json, *, content: bool = False, parent: str = "") -> Json:
-    """One ExportTraceServiceRequest with the trace of a run.
+def of_runs(runs: list[Json], fold: Fold, resource: Json, *, content: bool = False, parent: str = "") -> list[Json]:
+    """An ExportTraceServiceRequest for each run: its trace.
 
     fold: what the run was made of, with its texts if content is wanted; without, no text of a message, a model or a
     vendor is in it. resource: its attributes. parent: the W3C traceparent to hang the run on, if no span of it has its
     own.
     """
+    made_of = fold.made_of()
+    return [_of_run(run, fold, made_of, resource, content, parent) for run in runs]
+
+
+def _of_run(run: Json, fold: Fold, made_of: Findings, resource: Json, content: bool, parent: str) -> Json:
     spans = [fold.spans[stage["run_id"]] for stage in run["stages"]]
-    made = _Trace(run, fold, content, next((one["traceparent"] for one in spans if "traceparent" in one), parent))
+    made = _Trace(
+        run, fold, made_of, content, next((one["traceparent"] for one in spans if "traceparent" in one), parent)
+    )
     scope = {"name": "mllm-pipe", "version": __version__,
              "attributes": _attributes({"mllm.semconv.gen_ai": SEMCONV, "mllm.mapping": MAPPING})}  # fmt: skip
     all_spans = [made.root(), *(one for span in spans for one in made.spans(span))]
@@ -62,20 +70,13 @@ def of_run(run: Json, fold: Fold, resource: Json, *, content: bool = False, pare
 class _Trace:
     """The spans of one run."""
 
-    def __init__(self, run: Json, fold: Fold, content: bool, parent: str) -> None:
+    def __init__(self, run: Json, fold: Fold, made_of: Findings, content: bool, parent: str) -> None:
         self.run, self.fold, self.content = run, fold, content
         self.trace_id, self.above = _traced(parent) or (_trace_id(run["id"]), "")
         self.root_id = digest(f"run {run['id']}".encode())[:16]
-        self.findings: dict[str | None, list[Record]] = {}
-        own = {stage["run_id"] for stage in run["stages"]}
-        for finding in fold.findings.values():
-            maker = fold.maker(finding)
-            if maker in own or finding.get("parent_run_id") == run["id"]:
-                self.findings.setdefault(maker if maker in own else None, []).append(finding)
-        self.edges: dict[str, list[Json]] = {}
-        for span in own:
-            self.edges[span] = fold.edges(fold.spans[span])
-        known = [_nanoseconds(one.get("at", "")) for found in self.findings.values() for one in found]
+        self.made_of, self.alone = made_of, made_of.get(("run", run["id"]), [])
+        self.edges = {stage["run_id"]: fold.edges(fold.spans[stage["run_id"]]) for stage in run["stages"]}
+        known = [_nanoseconds(one.get("at", "")) for one in self.alone]
         self.started = _nanoseconds(run["started_at"] or "") or min(filter(None, known), default=0)
 
     def root(self) -> Json:
@@ -90,14 +91,14 @@ class _Trace:
             about |= _conversation(next(iter(threads)))
         span = self._span("invoke_workflow" + (f" {name}" if name else ""), self.root_id, self.above, _INTERNAL,
                           self.started, run["duration_ms"], about)  # fmt: skip
-        span |= _listed("events", [event for one in self.findings.get(None, []) for event in self._finding(one)])
+        span |= _listed("events", [event for one in self.alone for event in self._finding(one)])
         return span | ({} if run["status"] in ("ok", "no") else {"status": {"message": run["status"], "code": _ERROR}})
 
     def spans(self, span: Record) -> list[Json]:
         """The span of a call; of what was made by a call for something else, that and the call below it."""
         op, ident = span["op"], digest(f"span {span['id']}".encode())[:16]
         start, took = _nanoseconds(span["started_at"]) or self.started, span["duration_ms"]
-        findings = self.findings.get(span["id"], [])
+        findings = self.made_of.get(("span", span["id"]), [])
         seen = {"mllm.span.id": span["id"], "mllm.op": op, "mllm.slot": span.get("slot"),
                 "mllm.stage": span.get("stage"), "mllm.group": span.get("group"),
                 "mllm.status": span["status"]}  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 from mllm_pipe.envelope import Record
 from mllm_pipe.runs import Fold
-from mllm_pipe.sessions.page import shown, who
+from mllm_pipe.sessions.page import as_html, shown, who
 from mllm_pipe.terminal import safe
 from mllm_pipe.thread import UNNAMED, parts_of, view
 from mllm_pipe.tracing import ledger, waterfall
@@ -34,7 +34,8 @@ def page(runs: list[Json], fold: Fold) -> str:
     """The runs, the oldest first. fold: what they were made of, with its texts."""
     title = f"run {runs[0]['id']}" if len(runs) == 1 else f"{len(runs)} runs"
     body = [_overview(runs)] if len(runs) > 1 else []
-    body += [_run(run, fold) for run in runs]
+    pieces = _Pieces(fold)
+    body += [_run(run, pieces) for run in runs]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -46,6 +47,16 @@ def page(runs: list[Json], fold: Fold) -> str:
     )
 
 
+class _Pieces:
+    """What the runs are made of, by where it is shown."""
+
+    def __init__(self, fold: Fold) -> None:
+        self.fold, self.made_of = fold, fold.made_of()
+        self.said: dict[str, list[Record]] = {}  # messages and findings of each thread
+        for one in sorted([*fold.messages.values(), *fold.findings.values()], key=lambda one: str(one.get("at", ""))):
+            self.said.setdefault(one["thread"], []).append(one)
+
+
 def _overview(runs: list[Json]) -> str:
     heads = ("run", "started", "status", "group", "calls", "time", "in", "cached", "out", "cost")
     rows = [[f'<a href="#{_anchor(run)}">{_text(run["id"])}</a>', _moment(run), _pill(run["status"]),
@@ -55,15 +66,15 @@ def _overview(runs: list[Json]) -> str:
     return f"<header><h1>{len(runs)} runs</h1></header>\n" + _table(heads, rows, left=4)
 
 
-def _run(run: Json, fold: Fold) -> str:
-    spans = [fold.spans[stage["run_id"]] for stage in run["stages"]]
+def _run(run: Json, pieces: _Pieces) -> str:
+    spans = [pieces.fold.spans[stage["run_id"]] for stage in run["stages"]]
     threads = list(dict.fromkeys(one["thread"] for one in [*run["stages"], *run["findings"]]))
     return "\n".join([
         f'<section class="run" id="{_anchor(run)}">', _head(run),
-        "<h2>What ran when <small>a row opens on what the call saw and said</small></h2>", _waterfall(run, fold),
+        "<h2>What ran when <small>a row opens on what the call saw and said</small></h2>", _waterfall(run, pieces),
         "<h2>Cost by model</h2>", _costs(spans),
         "<h2>Handed over</h2>", _handoffs(run),
-        *(_thread(thread, fold) for thread in threads), "</section>",
+        *(_thread(thread, pieces.said.get(thread, [])) for thread in threads), "</section>",
     ])  # fmt: skip
 
 
@@ -82,7 +93,7 @@ def _head(run: Json) -> str:
 # -- what ran when
 
 
-def _waterfall(run: Json, fold: Fold) -> str:
+def _waterfall(run: Json, pieces: _Pieces) -> str:
     """A row a call, which opens; a line for what belongs to it; above them the time."""
     first = waterfall.began(run)
     ticks = "".join(
@@ -99,7 +110,7 @@ def _waterfall(run: Json, fold: Fold) -> str:
             out.append(f'<details><summary class="row">{indent}<b>{_text(waterfall.what(one))}</b> '
                        f"<small>{_text(waterfall.who(one))}</small></span>{_bar(one, run, first)}{_figures(one)}"
                        "</summary>"
-                       f'<div class="inside">{_inside(fold.spans[one["run_id"]], fold)}</div></details>')  # fmt: skip
+                       f'<div class="inside">{_inside(one["run_id"], pieces)}</div></details>')  # fmt: skip
     return "\n".join([*out, "</div>"])
 
 
@@ -133,9 +144,10 @@ def _figures(stage: Json) -> str:
     return "".join(f"<span>{cell}</span>" for cell in cells)
 
 
-def _inside(span: Record, fold: Fold) -> str:
+def _inside(run_id: str, pieces: _Pieces) -> str:
     """What a call was sent, as far as it is known, and what came of it."""
-    thread, findings = span["thread"], [one for one in fold.findings.values() if fold.maker(one) == span["id"]]
+    fold, span = pieces.fold, pieces.fold.spans[run_id]
+    thread, findings = span["thread"], pieces.made_of.get(("span", run_id), [])
     about = [ident for one in findings if one["type"] == "verdict" for ident in one["about"]]
     if about:
         sent = [_turn(who(fold.messages[thread, one]), fold.messages[thread, one]["content"])
@@ -196,10 +208,8 @@ def _handoffs(run: Json) -> str:
     return _table(("from", "", "to", "message", "size", "sha256", "waited"), rows, left=4)
 
 
-def _thread(thread: str, fold: Fold) -> str:
+def _thread(thread: str, said: list[Record]) -> str:
     """What was said in a thread, in order, with the verdicts on it."""
-    said = [one for one in [*fold.messages.values(), *fold.findings.values()] if one["thread"] == thread]
-    said.sort(key=lambda one: one.get("at", ""))
     turns = [
         _turn(who(one), one["content"], one.get("at", "")) if one["type"] == "message" else _finding(one)
         for one in said
@@ -217,9 +227,7 @@ def _turn(name: str, content: str | list[Json], at: str = "") -> str:
 
 
 def _part(part: Json) -> str:
-    label, text = shown(part)
-    body = f"<pre>{escape(text)}</pre>"
-    return f"<details><summary>{escape(label)}</summary>{body}</details>" if label else body
+    return as_html(*shown(part))
 
 
 # -- small things

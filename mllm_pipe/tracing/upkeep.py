@@ -15,6 +15,7 @@ from mllm_pipe import journal
 from mllm_pipe.envelope import timestamp
 from mllm_pipe.errors import Missing, Usage, WriteFailed
 from mllm_pipe.storage import Appender, read_new
+from mllm_pipe.tracing.journalled import place_of_index as place
 from mllm_pipe.tracing.selection import age as seconds_of
 
 DAY_S = 86400.0  # budgets of a day are kept in the journal
@@ -61,6 +62,8 @@ def _pruned(before: str) -> _Pruned:
                 found.bytes_after = file.tell()
             if found.bytes_after < found.bytes_before:
                 os.replace(making, path)
+                with suppress(FileNotFoundError):
+                    os.unlink(place())  # of a file that is gone, whose inode may come again
         except OSError as error:
             raise WriteFailed(f"{making}: {error.strerror}; the journal is as it was") from None
         finally:

@@ -72,11 +72,12 @@ def _waited(stage: dict[str, Any]) -> str:
 
 def below(run: Run) -> list[Node]:
     """The tree below a run: threads if there are several, fan-outs, spans, and what belongs to each."""
-    threads = list(dict.fromkeys(one["thread"] for one in [*run["stages"], *run["findings"]]))
+    of_thread: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    for place, ones in enumerate((run["stages"], run["findings"])):
+        for one in ones:
+            of_thread.setdefault(one["thread"], ([], []))[place].append(one)
     branches = []
-    for thread in threads:
-        stages = [stage for stage in run["stages"] if stage["thread"] == thread]
-        findings = [finding for finding in run["findings"] if finding["thread"] == thread]
+    for thread, (stages, findings) in of_thread.items():
         items: list[tuple[str, Node]] = []
         done: set[str] = set()
         for stage in stages:
