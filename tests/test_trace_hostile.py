@@ -121,6 +121,21 @@ def test_a_page_is_one_file_without_scripts(sh, work):
     assert not re.search(r"url\(|@import|@font-face|</", sheet)
 
 
+def test_a_page_grows_with_its_thread_and_not_with_its_square(sh, work):
+    sizes = []
+    for turns in (50, 200):
+        story = Story()
+        story.ask("SYSTEM", role="system")
+        for number in range(turns):
+            story.call(story.ask(f"question {number}", at=number * 10), number * 10, 5, "answer " * 50)
+        (work / "t").write_bytes(story.stream())
+        page = sh("trace --format html < t").out
+        sizes.append(len(page))
+    assert sizes[1] < 5 * sizes[0]
+    assert page.count("388 earlier messages, which stand in the thread below, and then:") == 1
+    assert page.count("question 199") == 2 and page.count("SYSTEM") == 201
+
+
 @needs_browser
 def test_a_browser_runs_nothing_and_shows_the_texts(sh, work, tmp_path):
     (work / "t").write_bytes(stories())

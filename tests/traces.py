@@ -29,7 +29,7 @@ class Story:
 
     def ask(self, text: Any, at: float = 0, **fields: Any) -> str:
         """A user message; its id."""
-        return self._add("message", at, role="user", content=text, **fields)
+        return self._add("message", at, **{"role": "user", "content": text} | fields)
 
     def call(self, input_id: str, start: float, took: float, said: str | None = "x", **fields: Any) -> str:
         """A span, and the answer that it made if anything was said; the id of the answer, or else of the span."""

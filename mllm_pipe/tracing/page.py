@@ -22,6 +22,7 @@ from mllm_pipe.tracing.words import money, time, tokens
 
 Json = dict[str, Any]
 _STYLE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data", "page.css")
+_SEEN = 12  # of what a call saw, this many messages: a page is to grow with its threads, not with their squares
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -154,9 +155,14 @@ def _inside(run_id: str, pieces: _Pieces) -> str:
                 for one in about if (thread, one) in fold.messages]  # fmt: skip
         head = "It judged"
     else:
-        asked = view(fold.before(thread, span.get("input_id")), span.get("agent", UNNAMED))
+        line = fold.before(thread, span.get("input_id"))
+        early = len(line[:-_SEEN])
+        line = [one for place, one in enumerate(line) if place >= early or one["role"] == "system"]
+        asked = view(line, span.get("agent", UNNAMED))
         system = "\n\n".join(filter(None, (asked["system"], span.get("system"))))
         sent = [_turn("system", system)] if system else []
+        if early:
+            sent.append(f'<p class="dim">{early} earlier messages, which stand in the thread below, and then:</p>')
         sent += [
             _turn("its own" if turn["role"] == "assistant" else turn["role"], turn["parts"]) for turn in asked["turns"]
         ]
