@@ -193,6 +193,14 @@ def test_a_reader_that_leaves_ends_it(sh, work):
     assert sh("yes | group g.toml | head -n 1; echo ${PIPESTATUS[@]}") == (0, "y\n141 141 0\n", "")
 
 
+def test_a_reader_that_leaves_ends_a_loop_in_silence(sh, work):
+    (work / "slow").write_text("#!/bin/sh\ngrep -q now && echo good && exit\nmkfifo never\ncat never\n")
+    os.chmod(work / "slow", 0o755)
+    (work / "g.toml").write_text('stages = ["dispatch --to exec:./slow"]\nuntil = "judge --check contains:good"\n')
+    sh("thread-append in --thread a now; thread-append in --thread b later")
+    assert sh("group -q g.toml < in | head -n 2 | wc -l; echo ${PIPESTATUS[@]}") == (0, "2\n141 0 0\n", "")
+
+
 def test_resumed_it_asks_for_the_rest_alone(sh, work):
     (work / "count").write_text("#!/bin/sh\necho x >> $1\ncat >/dev/null\necho answer of $1\n")
     os.chmod(work / "count", 0o755)
