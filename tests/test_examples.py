@@ -115,6 +115,24 @@ run ID  no  group review-loop  TIME
     assert (printed.status, printed.out.splitlines()[-1]) == (0, "APPROVED.")
 
 
+def test_support_sh_sends_each_question_to_whom_it_is_for_and_there_it_stays(sh, work):
+    questions = ["acme\tI shall leave!", "home\tWhere is my invoice?", "home\tYou are no good."]
+    (work / "inbox.tsv").write_text("".join(f"{line}\n" for line in questions))
+    here = {"MLLM_CONFIG": f"{EXAMPLES}/support.toml"}
+    assert sh(f"sh {EXAMPLES}/support.sh < inbox.tsv", **here) == (
+        0, "manager\trule:gold\tmeta.tenant is \"acme\", keyword leave\nbilling\trule:money\tkeyword invoice\nmanager\tmodel\tit is a complaint\n", "")  # fmt: skip
+    (run,) = sh("trace --group desk").records
+    assert sorted((stage["stage"], stage["slot"], stage["agent"]) for stage in run["stages"]) == [
+        ("1", "router", "support"), ("2", "response", "billing"), ("2", "response", "manager"), ("2", "response", "manager")]  # fmt: skip
+    asked = sh("jq -r 'select(.target == \"billing\").thread' desk.jsonl").out.strip()
+    ran = sh(f"thread-append desk.jsonl --thread {asked} 'It crashes.' | group -q desk | jq -r 'select(.role == \"assistant\").author.agent'", **here)
+    assert ran == (0, "billing\nbilling\n", "")
+    (work / "inbox.tsv").write_text("home\tHello.\n")
+    broken = (EXAMPLES / "support.toml").read_text().replace("exec:echo I will", "exec:false I will")
+    (work / "broken.toml").write_text(broken)
+    assert sh(f"sh {EXAMPLES}/support.sh < inbox.tsv 2>/dev/null", MLLM_CONFIG="broken.toml").status == 3
+
+
 def test_every_recipe_says_how_it_is_run_and_stands_in_the_list() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.iterdir():
