@@ -35,6 +35,12 @@ def why_no_key(value: str) -> str:
     return ""
 
 
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: without name and password, and without what its query calls a key."""
+    url = re.sub(r"://[^/@\s]*@", "://***@", url)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:key|token|secret)[^=&\s]*=)[^&\s]*", r"\1***", url)
+
+
 def kept(name: str) -> str:
     """The key that is kept for a runtime, "" if none is. Exposed for a file that others can read or write."""
     if not _NAME.fullmatch(name):

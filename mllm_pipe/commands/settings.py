@@ -107,8 +107,7 @@ def _leaves(keys: tuple[Any, ...], value: Any) -> list[tuple[tuple[Any, ...], An
 def _bare(value: Any) -> Any:
     """The value as JSON has it, without a name and password, or a key, in an address."""
     if isinstance(value, str) and "://" in value:
-        value = re.sub(r"://[^/@\s]*@", "://***@", value)
-        return re.sub(r"(?i)([?&][^=&\s]*(?:key|token|secret)[^=&\s]*=)[^&\s]*", r"\1***", value)
+        return keys.without_secrets(value)
     return value if isinstance(value, (str, int, float, bool, list, dict)) else str(value)
 
 

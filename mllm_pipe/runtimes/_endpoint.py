@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from mllm_pipe import keys
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _faults, _key
 
@@ -60,14 +61,13 @@ def headers_of(target: Mapping[str, Any], headers: Mapping[str, str], value: str
     return {**headers, **mine}, [secret for secret in (value, *mine.values()) if len(secret) >= 8 or secret == value]
 
 
-def masked(headers: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]:
-    """The headers as they may be shown: without any secret."""
-    shown = {}
-    for name, value in headers.items():
-        for secret in secrets:
-            value = value.replace(secret, "***") if secret else value
-        shown[name] = value
-    return shown
+def shown(address: tuple[str, Mapping[str, str], Iterable[str]], body: dict[str, Any]) -> dict[str, Any]:
+    """{"url", "headers", "body"} of a request to an address (url, headers, secrets), without any secret."""
+    url, headers, secrets = address
+    masked = dict(headers)
+    for secret in filter(None, secrets):
+        masked = {name: value.replace(secret, "***") for name, value in masked.items()}
+    return {"url": keys.without_secrets(url), "headers": masked, "body": body}
 
 
 def with_options(

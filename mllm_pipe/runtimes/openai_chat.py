@@ -46,8 +46,7 @@ def usable(target: Json) -> str:
 
 def preview(target: Json, request: Json) -> Json:
     """What `call` would send: {"url", "headers", "body"}, keys masked."""
-    url, headers, secrets = _address(target)
-    return {"url": url, "headers": _endpoint.masked(headers, secrets), "body": _rendered(target, request)[0]}
+    return _endpoint.shown(_address(target), _rendered(target, request)[0])
 
 
 def _profile(target: Json) -> Json:
