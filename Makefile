@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: demo test lint oracle setup manual bench clean
+.PHONY: demo test lint oracle prices setup manual bench clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mllm-pipe needs Python 3.11 or newer; say PYTHON=...")'
@@ -28,6 +28,14 @@ oracle: .venv/ready # requests and prices held against the vendors' own packages
 	$(PYTHON) -m venv .venv/oracle
 	.venv/oracle/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,oracle]' --config-settings editable_mode=compat
 	.venv/oracle/bin/python -m pytest tests/oracle
+
+PRICES ?= .venv/prices
+
+prices: # costs held against two calculators of others, which are heavy: in an environment of their own too
+	test -e $(PRICES)/ready || $(PYTHON) -m venv $(PRICES)
+	test -e $(PRICES)/ready || $(PRICES)/bin/python -m pip install --quiet --disable-pip-version-check '.[test,prices]'
+	touch $(PRICES)/ready
+	LITELLM_LOCAL_MODEL_COST_MAP=True $(PRICES)/bin/python -m pytest -s tests/oracle/test_prices_oracle.py
 
 manual: .venv/ready
 	$(BIN)/python -m mllm_pipe.manual

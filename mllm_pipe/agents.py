@@ -171,6 +171,11 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
         else:
             raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: command is missing")
         configured = seen_from_file(configured, source_of(configuration, "runtimes", name).path)
+    for limit in ("timeout_s", "first_byte_s"):
+        seconds = configured.get(limit, 1)
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+            at = where(configuration, "runtimes", name, limit)
+            raise Usage(f"{at}: runtimes.{name}.{limit} is no number of seconds")
     if "key_command" in configured:
         configured["key_command"] = _key_command(name, configured["key_command"], configuration)
     # A project's file says where its runtimes are, so a key that the user keeps by that name is none of theirs.

@@ -59,13 +59,17 @@ def ask(
         return known
     run_id, attempts = new_id(), list[Record]()
     began, started_at = time.monotonic(), timestamp()
-    last, result, failure = target, None, None
+    last, result, failure, io = target, None, None, Io(timeout_s)
     for candidate in (target, *patience.fallbacks):
         if failure and not _worth_asking(candidate, last, failure):
             continue
         if candidate is not target:
             key = journal.key_of(candidate, request, run)
-        io, last = Io(timeout_s, on_text, run, strict), candidate
+        if failure and on_text and io.pieces:
+            on_text("\n")  # what was shown of the one that failed is no part of this one's answer
+            note(f"thread {about['thread']}: {last['runtime']}: {failure}; {candidate['runtime']} is asked instead")
+        io = Io(min(timeout_s, candidate.get("timeout_s") or timeout_s), on_text, run, strict)
+        last = candidate
         alone = candidate is (patience.fallbacks[-1] if patience.fallbacks else target)
         try:
             result, failure = _tried(candidate, request, about, io, (run_id, key), patience, attempts, alone)
@@ -145,6 +149,8 @@ def _tried(
                     return result, failed
                 if unsure:
                     where = f"thread {about['thread']}: {target['runtime']}"
+                    if io.on_text and io.pieces:
+                        io.on_text("\n")
                     note(f"{where}: {failed}; asked again, though it may be billed twice")
             except Failure:
                 journal.conclude(*ids, "error", [])  # refused on our side: nothing was sent

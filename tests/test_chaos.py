@@ -45,7 +45,7 @@ PROMISES = {
     "retry-after-999999": "75 rate_limit no 1", "retry-after-next-year": "75 rate_limit no 1",
     "says-nothing": "3 empty yes 1",
     "content-policy": "5 filter yes 1", "content-policy anthropic": "5 refusal yes 1",
-    "too-long": "3 too_large no 1",
+    "too-long": "3 too_large no 1", "policy-400": "5 filter no 1",
     "early-hints": "0 ok 1", "usage-is-odd": "0 ok 1", "in-pieces": "0 ok 1",
 }  # fmt: skip
 WAITING = ("silence", "head-byte-by-byte", "head-then-silence", "head-then-pings", "stall-mid-body", "byte-by-byte",
@@ -126,3 +126,16 @@ def test_a_second_host_hears_nothing(played):
 
 def test_no_key_is_in_any_stream_record_or_file(played):
     assert SECRET.encode() in played.files and KEY.encode() not in played.files
+
+
+@pytest.mark.parametrize("silence", ["silence", "head-then-silence", "head-then-pings"])
+def test_silence_ends_at_the_limit_and_the_fallback_answers(sh, batch, silence):
+    """Forty at once. How soon after the limit, says tests/bench/silence.py: that takes a machine with nothing else to do."""
+    batch(40)
+    with Chaos() as server:
+        url = server.url(silence, "openai-chat", "/v1")
+        ran = sh(f"dispatch -j 40 --to vllm/m --base-url {url} --first-token 1 --fallback echo < in > out; cat out")
+        assert (ran.status, ran.err, server.asked.total()) == (0, "", 40)
+    spans = [record for record in ran.records if record["type"] == "span"]
+    assert {(span["runtime"], span["attempts"][0]["code"]) for span in spans} == {("echo", "timeout")}
+    assert max(span["attempts"][0]["duration_ms"] for span in spans) < 6000, "not at --timeout, which is 600 s"

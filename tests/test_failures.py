@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from loopback import serve
+from loopback.chaos import Chaos
 
 
 @pytest.fixture
@@ -81,6 +84,50 @@ def test_an_unknown_fallback_is_a_usage_error_before_anything_is_sent(sh, chat):
 def test_a_judge_has_fallbacks_too(sh, chat):
     line = f"judge --by openai-chat/m --base-url {chat.url('401')}/v1 --fallback echo --rubric correctness -q"
     assert sh(f"dispatch --to echo --new q | {line} >/dev/null", OPENAI_API_KEY="k").status == 0
+
+
+def test_what_is_too_long_goes_to_a_larger_window_alone(sh):
+    """gpt-4 reads 8,192 tokens: there is no use in asking it a second time."""
+    with Chaos() as server:
+        there = {"OPENAI_BASE_URL": server.url("too-long", "openai", "/v1"), "OPENAI_API_KEY": "sk-x",
+                 "ANTHROPIC_BASE_URL": server.url("early-hints", "anthropic"), "ANTHROPIC_API_KEY": "sk-x"}  # fmt: skip
+        ran = sh("dispatch --to openai/gpt-4 --fallback openai/gpt-4 --fallback anthropic/claude-haiku-5-5 --new q > t; cat t", **there)
+        assert (ran.status, ran.err) == (0, "")
+        assert attempts(ran) == [("openai", "error", "too_large"), ("anthropic", "ok", None)]
+        assert sh("dispatch --to openai/gpt-4 --fallback openai/gpt-4 --new q > t", **there).status == 3
+        assert server.asked == {"too-long/openai": 2, "early-hints/anthropic": 1}
+
+
+@pytest.mark.parametrize("fault", ["content-policy", "policy-400"])
+@pytest.mark.parametrize("dialect", ["openai-chat", "openai", "anthropic", "google"])
+def test_what_is_against_a_policy_is_asked_nowhere_else(sh, fault, dialect):
+    with Chaos() as server:
+        base = server.url(fault, dialect, "/v1" if dialect.startswith("openai") else "")
+        ran = sh(f"dispatch --to {dialect}/m --base-url {base} --key-env K --retry-unknown --fallback echo --new q > t", K="k")
+        assert ran.status == 5 and server.asked.total() == 1
+
+
+def test_a_fallback_starts_clean(sh, chat):
+    """It is sent what the first was sent, and nothing of what came of that; who looks on is not shown one text of two."""
+    ran = ask(sh, chat, "cut", "--fallback", "exec:cat", prompt="hello")
+    assert (ran.status, ran.records[2]["content"]) == (0, "hello")
+    line = f"dispatch --to openai-chat/m --base-url {chat.url('cut')}/v1 --fallback exec:cat --new hello"
+    shown = sh(f"script -qec '{line}' /dev/null < /dev/null", OPENAI_API_KEY="k").out.replace("\r\n", "\n")
+    assert re.fullmatch(r"half an ans\ndispatch: thread \S+: openai-chat: the answer ended without a finish reason; exec is "
+                        r"asked instead\nhello\n", shown), shown  # fmt: skip
+
+
+def test_a_runtime_may_have_limits_of_its_own(sh, home):
+    (home / ".config/mllm-pipe").mkdir(parents=True)
+    with Chaos() as server:
+        url = server.url("stall-mid-body", "openai-chat", "/v1")
+        text = f'[runtimes.slow]\nkind = "openai-chat"\nmodel = "m"\nbase_url = "{url}"\n'
+        (home / ".config/mllm-pipe/mllm.toml").write_text(text + "timeout_s = 0.5\n")
+        ran = sh("dispatch --to slow --new q --text")
+        assert ran.status == 124 and "no whole answer within 0.5 s" in ran.err
+    (home / ".config/mllm-pipe/mllm.toml").write_text(text + 'timeout_s = "long"\n')
+    ran = sh("dispatch --to slow --new q --text")
+    assert ran.status == 2 and ran.err.endswith("mllm.toml:5: runtimes.slow.timeout_s is no number of seconds\n")
 
 
 # -- what was found by trying hard

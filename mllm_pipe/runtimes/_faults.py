@@ -2,6 +2,7 @@
 
     401 auth · 402 billing · 403 permission · 404 bad_model · 408, 499, 504, 524 timeout · 413 too_large ·
     429 rate_limit · 503, 529 overloaded · other 5xx server · 3xx and other 4xx bad_request
+    and by its words: too_large, filter (a prompt against a content policy)
 
 A gateway that gave up waiting (504, 524) has sent the request on: it may be billed, and is not repeated.
 """
@@ -56,6 +57,8 @@ _CODE_OF_WORD = {
     "request_too_large": "too_large",
     "context_length_exceeded": "too_large",
     "exceed_context_size_error": "too_large",
+    "content_filter": "filter",
+    "content_policy_violation": "filter",
     "overloaded_error": "overloaded",
     "server_overloaded": "overloaded",
     "UNAVAILABLE": "overloaded",
@@ -74,6 +77,7 @@ _TOO_LONG = re.compile(
     r"prompt is too long|maximum context length|context window|available context size|"
     r"exceeds the maximum number of tokens"
 )
+_POLICY = re.compile(r"content (?:filtering |management )?policy|violat\w+ our (?:usage|content) polic", re.IGNORECASE)
 # Local servers and gateways say 400 for a model that they do not have: the word, at most a name, and that it is none.
 _NO_MODEL = re.compile(
     r"\bmodel:? (?:[`'\"]?[\w./:@-]+[`'\"]? )?(?:is |was )?(?:not found|does not exist|not available)\b|"
@@ -202,6 +206,8 @@ def _code(value: Any, default: str) -> str:
     if code in ("", "bad_request"):
         if _TOO_LONG.search(message(value)):
             return "too_large"
+        if _POLICY.search(message(value)):
+            return "filter"
         if _NO_MODEL.search(message(value)):
             return "bad_model"
         return default if default in _CODE_OF_STATUS.values() else code or default

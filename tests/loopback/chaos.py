@@ -104,6 +104,16 @@ def refusal(dialect: str, status: int, message: str, kind: str = "") -> bytes:
     return json.dumps({"error": {"message": message, "type": kind or "loopback", "code": None}}).encode()
 
 
+# As the vendors, and Azure in front of one, say that a prompt is against a policy.
+POLICY = {
+    "anthropic": refusal("anthropic", 400, "Output blocked by content filtering policy", "invalid_request_error"),
+    "openai": json.dumps({"error": {"message": "Invalid prompt: your prompt was flagged as potentially violating our "
+                                    "usage policy.", "type": "invalid_request_error", "code": "invalid_prompt"}}).encode(),
+    "openai-chat": json.dumps({"error": {"message": "The response was filtered", "type": None, "param": "prompt",
+                                         "code": "content_filter", "status": 400}}).encode(),
+    "google": refusal("google", 400, "The request was blocked by the content policy"),
+}  # fmt: skip
+
 # -- the faults -------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +288,7 @@ ANSWER: dict[str, Callable[[Played], None]] = {
     "says-nothing": _ended(""),
     "content-policy": lambda it: it.stream(*DIALECTS[it.dialect]("I won't", stop=FILTERED[it.dialect])),
     "too-long": lambda it: it.answer("400 No", refusal(it.dialect, 400, TOO_LONG[it.dialect], "invalid_request_error")),
+    "policy-400": lambda it: it.answer("400 No", POLICY[it.dialect]),
     "usage-is-odd": _ended("whole", usage={"input_tokens": -5, "output_tokens": "many", "prompt_tokens": None,
                                            "completion_tokens": 1e300, "promptTokenCount": "x"}),
     "in-pieces": _in_pieces,

@@ -1,7 +1,7 @@
 """Costs against two calculators that others wrote: litellm's, whose table ours is made of, and genai-prices.
 
-Needs `pip install litellm==1.106.2 genai-prices==0.2.3`; skipped without. litellm calculates in floats, so agreement is
-to a part in 1e9. LITELLM_LOCAL_MODEL_COST_MAP keeps it from fetching another table than the one it came with.
+`make prices` installs both, as the extra `prices` pins them, and runs this; skipped without. litellm calculates in
+floats, so agreement is to a part in 1e9. LITELLM_LOCAL_MODEL_COST_MAP keeps it from fetching another table than the one it came with.
 """
 
 from __future__ import annotations
