@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from mllm_pipe.errors import FAILED, Outcome, Usage
 from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.patience import patience_of
 from mllm_pipe.pool import in_flight
-from mllm_pipe.routing import explaining
+from mllm_pipe.routing import explaining, measuring
 from mllm_pipe.routing.deciding import Decision
 from mllm_pipe.routing.router import find_router
 from mllm_pipe.runtimes import load
@@ -28,13 +29,19 @@ from mllm_pipe.turn import NEXT_STEP
               help="Below it the model's answer is not taken (default: the router's, or 0.5).")
 @click.option("--reroute", is_flag=True, help="Decide again for threads that have a route.")
 @click.option("--explain", is_flag=True, help="Show every rule, and why it matches or not; send nothing.")
+@click.option("--eval", "labels", metavar="LABELS", help="Say how good the router is on the prompts of this file.")
+@click.option("--fit", metavar="LOG", help="Make a learned router of this log, for rules of kind learned; with -o.")
+@click.option("-o", "--output", metavar="FILE", help="With --fit: where it is written.")
+@click.option("--strong-share", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="With --fit on weak and strong: how many are to go to the strong one (default: where it pays).")
 @click.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
               help="Threads of which the model is asked at once (default 1).")
 @click.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is decided.")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options
 @cli.stream_options
-def command(name: str | None, rules: str | None, min_confidence: float | None, reroute: bool, explain: bool, jobs: int,
+def command(name: str | None, rules: str | None, min_confidence: float | None, reroute: bool, explain: bool,
+            labels: str | None, fit: str | None, output: str | None, strong_share: float | None, jobs: int,
             unordered: bool, form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,
             **flags: Any) -> int:  # fmt: skip
     """Say where each thread on stdin should go, as the router NAME of mllm.toml says.
@@ -42,16 +49,24 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
     Its rules are tried first; if none matches, the model of its router slot is asked, else it is the default. The
     thread goes on with the route, and dispatch without --to obeys it. No route is status 1.
     """
+    as_text = form == "text" or (form is None and kind_of(1) == "terminal")
+    if fit:
+        if not output or name or rules or labels:
+            raise Usage("say route --fit LOG -o FILE, and perhaps --strong-share")
+        report = measuring.made(fit, output, strong_share)
+        show(measuring.text_of(report) if as_text else line_of(report).decode())
+        return 0
+    if output or strong_share is not None:
+        raise Usage("-o and --strong-share go with --fit LOG")
     patience = patience_of(flags, jobs)
     router = find_router(name, rules, flags)
     if min_confidence is not None:
         router["min_confidence"] = min_confidence
     if router["target"]:
         load(router["target"]["kind"])
-    if kind_of(0) in ("terminal", "null"):
+    if not labels and kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to route; pipe one in: ... | route")
     refuse_own_output()
-    as_text = form == "text" or (form is None and kind_of(1) == "terminal")
     outcome, sink = Outcome(), Sink(records=not as_text and not explain)
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     stop_when_reader_leaves()
@@ -64,17 +79,26 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
         if not explain and decision.thread.status != "failed":
             decision.by_model(router, timeout, patience, outcome)
 
-    decisions = map(Decision, source.threads())
-    for decision, _ in in_flight(decisions, work, jobs, ordered=not unordered, first=first):
+    def decided(decisions: Iterable[Decision], ordered: bool = True) -> Iterator[Decision]:
+        for decision, _ in in_flight(decisions, work, jobs, ordered=ordered, first=first):
+            if decision.failure:
+                say(f"thread {decision.thread.id}: {decision.failure}{NEXT_STEP.get(decision.failure.code, '')}")
+                outcome.fail(decision.failure.status)
+            yield decision
+
+    if labels:
+        report = measuring.measured(router, labels, source.run(), decided)
+        show(measuring.text_of(report) if as_text else line_of(report).decode())
+        return outcome.status()
+    for decision in decided(map(Decision, source.threads()), not unordered):
         thread, failure, route = decision.thread, decision.failure, decision.route
         if explain and not failure and thread.status != "failed":
             told = explaining.explained(decision, router)
             show(explaining.text_of(told) if as_text else line_of(told).decode())
             continue
-        if failure:
-            say(f"thread {thread.id}: {failure}{NEXT_STEP.get(failure.code, '')}")
         if failure or route is None:
-            outcome.fail(failure.status if failure else FAILED)
+            if not failure:
+                outcome.fail(FAILED)  # before it came here
             sink.thread(thread, decision.made, "failed")
             continue
         none = route["target"] is None

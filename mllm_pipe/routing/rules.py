@@ -28,7 +28,7 @@ class Rule(NamedTuple):
     target: str | None
     priority: float
     condition: Condition
-    learned: Any  # None, or of mllm_pipe.routing.learned, with the share from which it is sure enough
+    learned: Any  # None, or mllm_pipe.routing.learned.Learned, which is imported only if there is one
 
 
 class Rules:
@@ -75,7 +75,7 @@ class Rules:
                 reason = rule.condition.told(subject, hits)
                 if not rule.learned:
                     return {"target": rule.target, "by": f"rule:{rule.name}", "confidence": 1.0, "reason": reason}
-                target, confidence, said = rule.learned.chosen(subject, rule.target, self.children)
+                target, confidence, said = rule.learned.chosen(subject.text, rule.target, self.children)
                 if target:
                     reason = f"rule {rule.name}: {said}"
                     return {"target": target, "by": "learned", "confidence": confidence, "reason": reason}
@@ -93,7 +93,7 @@ class Rules:
                     if rule.condition.holds(subject, hits):
                         target = rule.target
                         if rule.learned:
-                            target, _, said = rule.learned.chosen(subject, rule.target, self.children)
+                            target, _, said = rule.learned.chosen(subject.text, rule.target, self.children)
                     found.append((rule, target, said))
                 return found
         except Late:
@@ -115,7 +115,9 @@ def _rule(entry: Entry, at: Keys, children: list[str], conditions: Conditions, w
         return Rule(name, target, entry.get("priority", 0), conditions.of(asked, at), None)
     from mllm_pipe.routing import learned
 
-    model = learned.load(os.path.join(folder, entry["learned"]), entry.get("above"), target)
+    model = learned.load(os.path.join(folder, entry["learned"]), entry.get("above"))
+    if target is None and learned.is_binary(model.model):
+        raise wrong("has no target: which child is the strong one?", *at)
     condition = conditions.of(asked, at) if asked else Condition(lambda subject, hits: True, lambda subject, hits: "")
     return Rule(name, target, entry.get("priority", 0), condition, model)
 
