@@ -148,7 +148,14 @@ def unseen(texts: list[str], labels: Floats) -> tuple[float, Floats]:
 
 
 def _scaled(scores: Floats, labels: Floats) -> tuple[float, float]:
-    """Platt's a and b, of scores that were not fitted on: 1 / (1 + exp(-(a x + b))) is how often the label is 1."""
+    """Platt's a and b, of scores that were not fitted on: 1 / (1 + exp(-(a x + b))) is how often the label is 1.
+
+    As in Platt (1999), labels are moved a little inwards, by what the count of them leaves open, so that no probability
+    is 1 because a log was short.
+    """
+    right = labels.sum()
+    least, most = 1 / (len(labels) - right + 2), (right + 1) / (right + 2)
+    labels = least + labels * (most - least)
 
     def loss(ab: Floats) -> tuple[float, Floats]:
         x = ab[0] * scores + ab[1]

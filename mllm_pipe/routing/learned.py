@@ -41,10 +41,10 @@ class Learned:
         """(the target or None, how probable it is, why). target: of the rule, which one of outcomes leads to."""
         shares = probabilities(self.model, text)
         best = max(range(len(shares)), key=shares.__getitem__)
-        share = round(shares[best], 4)
+        share, sure = round(shares[best], 4), shares[best] >= self.above
         name = target or self.model["classes"][best]
         said = f"{self.model['classes'][best]} at {share:.2f}"
-        if share < self.above:
+        if not sure:
             return None, share, f"{said}, below {self.above:.2f} ({self.name})"
         if name not in children:
             return None, share, f"{said}, no child of the router ({self.name})"

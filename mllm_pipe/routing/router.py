@@ -84,7 +84,7 @@ def _made(name: str, entry: dict[str, Any], wrong: Wrong, path: str, found: Conf
         "default": entry.get("default"),
         "min_confidence": entry.get("min_confidence", MIN_CONFIDENCE),
         "target": _target(name, entry, path, found),
-        "rules": Rules(rules, children, wrong, os.path.dirname(os.path.abspath(path))),
+        "rules": Rules(rules, children, wrong, os.path.dirname(path)),
     }  # fmt: skip
 
 
