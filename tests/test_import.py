@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shutil
+import subprocess
+import tempfile
 
 import orjson
 import pytest
-from conftest import DATA
+from conftest import DATA, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opencode_db import keep
 
 from mllm_pipe import sessions
 from mllm_pipe.envelope import holds
 
 SESSIONS = DATA / "sessions"
-IDS = {"claude": "cf295e0c-cd86-4ad3-99df-1b97ced372a8", "codex": "01a20495-f5ab-7490-89d8-a058b2c01283"}
-FILES = {"claude": SESSIONS / "claude-session-file.jsonl", "codex": SESSIONS / "codex-rollout-file.jsonl"}
+IDS = {"claude": "cf295e0c-cd86-4ad3-99df-1b97ced372a8", "codex": "01a20495-f5ab-7490-89d8-a058b2c01283",
+       "gemini": "9849d99d-c5fa-4406-b0a8-4979878d87e2", "opencode": "ses_dfb69bc1effeI2He1UQkhjOOY7"}  # fmt: skip
+OTHER = dict.fromkeys(IDS, "01a20495-f5ab-4490-89d8-a058b2c01999") | {"opencode": "ses_cfb69bc1effeI2He1UQkhjO999"}
+FILES = {"claude": SESSIONS / "claude-session-file.jsonl", "codex": SESSIONS / "codex-rollout-file.jsonl",
+         "gemini": SESSIONS / "gemini-session-file.jsonl", "opencode": SESSIONS / "opencode-export.jsonl"}  # fmt: skip
 TOOL = {"claude": ("Bash", {"command": "echo hi-from-tool", "description": "say hi"}),
-        "codex": ("exec_command", {"cmd": "echo hi-from-tool"})}  # fmt: skip
+        "codex": ("exec_command", {"cmd": "echo hi-from-tool"}),
+        "gemini": ("list_directory", {"dir_path": "."}),
+        "opencode": ("bash", {"command": "echo hi-from-tool", "description": "say hi"})}  # fmt: skip
+SAYS = {"gemini": "Directory $WORK is empty."}  # the tool; else hi-from-tool
 
 
 def lay(home, program, cwd, ident=None):
     """Puts the sample session where the program would have it for a directory."""
     ident = ident or IDS[program]
     text = FILES[program].read_text().replace("$WORK", str(cwd)).replace(IDS[program], ident)
+    if program == "opencode":
+        place = home / ".local" / "share" / "opencode" / "opencode.db"
+        if ident != IDS[program]:  # ids of messages and parts are of the whole database
+            text = text.replace("msg_2", "msg_1").replace("prt_2", "prt_1")
+        keep(place, orjson.loads(text))
+        return place
     if program == "claude":
         slug = "".join(letter if letter.isalnum() else "-" for letter in str(cwd))
         place = home / ".claude" / "projects" / slug / f"{ident}.jsonl"
-    else:
+    elif program == "codex":
         place = home / ".codex" / "sessions" / "2026" / "11" / "22" / f"rollout-2026-11-22T18-47-46-{ident}.jsonl"
+    else:
+        slug = cwd.name if hasattr(cwd, "name") else cwd.strip("/")
+        place = home / ".gemini" / "tmp" / slug / "chats" / f"session-2026-11-22T18-47-{ident[:8]}.jsonl"
     place.parent.mkdir(parents=True, exist_ok=True)
+    if program == "gemini":
+        (place.parent.parent / ".project_root").write_text(str(cwd))
     place.write_text(text)
     return place
+
+
+def state(folder):
+    """Every path below, with what is in it and when it was written."""
+    return sorted((str(path), path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+                  for path in folder.rglob("*"))  # fmt: skip
 
 
 def line(uuid, parent, role="user", content="hi", **more):
@@ -49,17 +77,19 @@ def write(path, lines):
 def test_a_session_with_a_tool_call_arrives_whole_and_without_what_the_program_put_in(sh, program):
     ran = sh(f"thread-import --from {program} {FILES[program]} > t; cat t")
     assert (ran.status, ran.err) == (0, "")
-    user, call, used, result, answer, _ = ran.records
+    records = ran.records
+    records.sort(key=lambda one: one["type"] == "span")  # each stands right after its answer, or after the results
+    user, call, result, answer, used = records[:5]
     name, arguments = TOOL[program]
     assert {one["thread"] for one in ran.records} == {IDS[program]}
     assert (user["role"], user["content"]) == ("user", "What is 2+2?")
     (part,) = call["content"]
     assert (part["type"], part["name"], part["arguments"], call["finish"]) == ("tool_call", name, arguments, "tool")
     assert (result["role"], result["content"][0]["call_id"]) == ("tool", part["id"])
-    assert "hi-from-tool" in result["content"][0]["content"]
+    assert SAYS.get(program, "hi-from-tool") in result["content"][0]["content"]
     assert answer["content"].startswith("LOOPBACK-OK") and answer["author"]["runtime"] == program
     assert used["usage"]["output_tokens"] > 0 and used["output_ids"] == [call["id"]] and used["cost_usd"] is None
-    assert call["at"] < result["at"] < answer["at"]
+    assert call["at"] <= result["at"] < answer["at"]
     assert sh("mllm validate < t").status == 0
 
 
@@ -97,10 +127,11 @@ def test_sessions_of_gemini_are_found_by_what_it_says_of_its_projects(sh, home, 
 
 @pytest.mark.parametrize("program", sessions.PROGRAMS)
 def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, program):
+    other = lay(home, program, "/elsewhere", OTHER[program])
     place = lay(home, program, work)
-    other = lay(home, program, "/elsewhere", "01a20495-f5ab-4490-89d8-a058b2c01999")
-    before = sorted((path, path.stat().st_mtime_ns) for path in home.rglob("*"))
-    whole = sh(f"thread-import --from {program} {place} > t; cat t").out
+    before = state(home)
+    whole = sh(f"thread-import --from {program} {place if program != 'opencode' else IDS[program]} > t; cat t").out
+    assert whole
     for asked in ("--last", IDS[program], IDS[program][:-4]):
         assert sh(f"thread-import --from {program} {asked} > t; cat t").out == whole, asked
     (row,) = sh(f"thread-import --from {program} --list").records
@@ -108,7 +139,44 @@ def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, progra
     assert row["tokens"] > 0
     rows = sh(f"thread-import --from {program} --list --all").records
     assert sorted(row["path"] for row in rows) == sorted([str(place), str(other)])
-    assert sorted((path, path.stat().st_mtime_ns) for path in home.rglob("*")) == before, "reading changes nothing"
+    assert state(home) == before, "reading changes nothing"
+
+
+def test_a_live_database_is_read_from_a_copy_and_stays_as_it_is(sh, home, work):
+    """What is in the log of a running program counts, no lock stands in its way, and no file comes to lie beside it."""
+    place = home / ".local" / "share" / "opencode" / "opencode.db"
+    document = orjson.loads(FILES["opencode"].read_text().replace("$WORK", str(work)))
+    writer = keep(place, document, live=True)
+    assert place.with_name("opencode.db-wal").stat().st_size > 0
+    writer.execute("BEGIN IMMEDIATE")
+    before, there = state(home), sorted(os.listdir(tempfile.gettempdir()))
+    ran = sh("thread-import --from opencode --last | jq -r 'select(.role).role'")
+    assert ran == (0, "user\nassistant\ntool\nassistant\n", "")
+    assert state(home) == before
+    assert [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mllm-") and name not in there] == []
+    writer.close()
+
+
+def test_what_opencode_took_back_or_left_to_another_agent_is_left_out(sh, home, work):
+    document = orjson.loads(FILES["opencode"].read_text().replace("$WORK", str(work)))
+    document["info"]["revert"] = {"messageID": document["messages"][2]["info"]["id"]}
+    place = home / ".local" / "share" / "opencode" / "opencode.db"
+    keep(place, document)
+    child = orjson.loads(orjson.dumps(document).replace(b"msg_2", b"msg_1").replace(b"prt_2", b"prt_1"))
+    keep(place, child | {"info": child["info"] | {"id": "ses_0000000000000000000000child", "parentID": document["info"]["id"]}})
+    assert len(sh("thread-import --from opencode --list --all").records) == 1
+    ran = sh("thread-import --from opencode --last | jq -r 'select(.role).role'")
+    assert ran.out == "user\nassistant\ntool\n"
+    assert ran.err == f"thread-import: {place}: what was said after the point that it was taken back to is left out\n"
+
+
+def test_a_database_that_is_none_is_said(sh, home):
+    place = home / ".local" / "share" / "opencode" / "opencode.db"
+    place.parent.mkdir(parents=True)
+    for data, why in ((b"nothing", "file is not a database"), (b"", "no such table: session")):
+        place.write_bytes(data)
+        ran = sh("thread-import --from opencode --last --all")
+        assert ran == (66, "", f"thread-import: {place}: no database that is known here: {why}\n")
 
 
 @pytest.mark.parametrize(("asked", "status", "err"), [
@@ -124,6 +192,28 @@ def test_what_is_not_there_is_said(sh, asked, status, err):
     assert (ran.status, ran.out, ran.err) == (status, "", f"thread-import: {err}\n")
 
 
+def test_a_session_is_picked_at_a_terminal(home, work):
+    """The list and the question go to the terminal of stderr, the thread to stdout; Enter takes the newest."""
+    older, _ = lay(home, "claude", work), lay(home, "claude", work, OTHER["claude"])
+    os.utime(older, (1, 1))
+    for key, expected in ((b"2\n", IDS["claude"]), (b"\n", OTHER["claude"]), (b"7\n", None)):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(["bash", "-c", "thread-import --from claude"], cwd=work, env=environment(home), stdin=theirs,
+                              stderr=theirs, stdout=subprocess.PIPE) as child:  # fmt: skip
+            os.close(theirs)
+            shown = b""
+            while b"Which?" not in shown:
+                shown += os.read(ours, 4096)
+            os.write(ours, key)
+            out = child.stdout.read()
+        os.close(ours)
+        lines = shown.decode().replace("\r", "").splitlines()
+        assert [one.split()[:2] for one in lines[:2]] == [["1", OTHER["claude"]], ["2", IDS["claude"]]]
+        assert lines[2] == "Which? [1-2, Enter: 1] " and lines[0].endswith("What is 2+2?")
+        threads = {orjson.loads(one).get("thread") for one in out.splitlines()} - {None}
+        assert (child.returncode, threads) == ((2, set()) if expected is None else (0, {expected}))
+
+
 def test_a_session_that_does_not_name_itself_is_named_by_its_file(sh, work):
     write(work / "talk.jsonl", [{key: value for key, value in line("u", None).items() if key != "sessionId"}])
     assert sh("thread-import --from claude ./talk.jsonl | jq -r 'select(.role).thread'") == (0, "talk\n", "")
@@ -133,10 +223,10 @@ def test_mllm_says_what_sessions_there_are(sh, home, work):
     place = lay(home, "claude", work)
     rows = orjson.loads(sh("mllm sessions --format json").out)
     assert [(row["program"], row["sessions"], row["bytes"]) for row in rows] == [
-        ("claude", 1, place.stat().st_size), ("codex", 0, 0), ("gemini", 0, 0)]  # fmt: skip
+        ("claude", 1, place.stat().st_size), ("codex", 0, 0), ("gemini", 0, 0), ("opencode", 0, 0), ("llm", 0, 0)]
     assert rows[0]["folder"] == str(place.parent)
     shown = sh("mllm sessions").out.splitlines()
-    assert shown[1:] == ["codex        0 sessions       0.0 MB", "gemini       0 sessions       0.0 MB"]
+    assert shown[1:] == [f"{name:8}     0 sessions       0.0 MB" for name in ("codex", "gemini", "opencode", "llm")]
     assert shown[0].startswith("claude       1 sessions       0.0 MB  newest ")
 
 
@@ -196,6 +286,121 @@ def test_a_damaged_session_gives_what_can_be_read(sh, work, lines, status, err, 
     ran = sh("thread-import --from claude ./s > t; s=$?; jq -c 'select(.role).content' t; exit $s")
     assert (ran.status, ran.err) == (status, f"thread-import: ./s: {err}" if err else "")
     assert [orjson.loads(one) for one in ran.out.splitlines()] == contents
+
+
+BODIES = {
+    "anthropic": {
+        "model": "claude-sonnet-4-5", "max_tokens": 100, "system": "Be brief.",
+        "tools": [{"name": "ls", "description": "lists", "input_schema": {"type": "object", "properties": {}}}],
+        "messages": [
+            {"role": "user", "content": "What is here?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "I look."},
+                                              {"type": "tool_use", "id": "c1", "name": "ls", "input": {"d": "."}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "a b"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Two files."}]}, {"role": "user", "content": "Thanks."}],
+    },
+    "openai": {
+        "model": "gpt-5.5", "instructions": "Be brief.",
+        "tools": [{"type": "function", "name": "ls", "description": "lists", "parameters": {"type": "object", "properties": {}}}],
+        "input": [
+            {"role": "user", "content": "What is here?"},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+            {"type": "function_call", "call_id": "c1", "name": "ls", "arguments": '{"d":"."}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "a b"},
+            {"role": "assistant", "content": "Two files."}, {"role": "user", "content": "Thanks."}],
+    },
+    "google": {
+        "model": "gemini-3-pro", "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "tools": [{"functionDeclarations": [{"name": "ls", "description": "lists",
+                                             "parametersJsonSchema": {"type": "object", "properties": {}}}]}],
+        "contents": [
+            {"role": "user", "parts": [{"text": "What is here?"}]},
+            {"role": "model", "parts": [{"text": "I look."}, {"functionCall": {"id": "c1", "name": "ls", "args": {"d": "."}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"id": "c1", "name": "ls", "response": {"output": "a b"}}}]},
+            {"role": "model", "parts": [{"text": "Two files."}]}, {"role": "user", "parts": [{"text": "Thanks."}]}],
+    },
+}  # fmt: skip
+CHAT = [
+    {"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "What is here?"}]},
+    {"role": "assistant", "content": "I look.", "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "ls", "arguments": '{"d":"."}'}}]},
+    {"role": "tool", "tool_call_id": "c1", "content": "a b"}, {"role": "assistant", "content": "Two files."},
+    {"role": "user", "content": "Thanks."}]  # fmt: skip
+SNAKE = [
+    {"role": "user", "parts": [{"text": "What is here?"}]},
+    {"role": "model", "parts": [{"text": "I look."}, {"function_call": {"name": "ls", "args": {"d": "."}}}]},
+    {"role": "user", "parts": [{"function_response": {"name": "ls", "response": {"output": "a b"}}}]}]  # fmt: skip
+TOLD = [("system", "Be brief."), ("user", "What is here?"), ("assistant", "I look."), ("tool", "a b"),
+        ("assistant", "Two files."), ("user", "Thanks.")]  # fmt: skip
+
+
+def said(ran):
+    """(role, first words) of each message."""
+    found = []
+    for one in ran.records:
+        if one["type"] == "message":
+            content = one["content"]
+            first = content if isinstance(content, str) else content[0].get("text", content[0].get("content"))
+            found.append((one["role"], first))
+    return found
+
+
+@pytest.mark.parametrize("api", sessions.APIS)
+def test_a_request_is_read_and_written_again_as_dispatch_sends_it(sh, work, api):
+    (work / "body.json").write_bytes(orjson.dumps(BODIES[api], option=orjson.OPT_INDENT_2))
+    ran = sh(f"thread-import --from {api} - < body.json > t; cat t")
+    assert (ran.status, ran.err) == (0, "")
+    assert said(ran) == TOLD
+    assert ran.records[0]["tools"][0]["name"] == "ls"
+    assert sh("mllm validate < t").status == 0
+    model = BODIES[api]["model"]
+    body = sh(f"thread-export --to {api} < t > b; cat b")
+    assert (body.status, body.err) == (0, "")
+    sent = sh(f"dispatch --to {api}/{model} --dry-run < t | jq -c .body", ANTHROPIC_API_KEY="x", OPENAI_API_KEY="x",
+              GEMINI_API_KEY="x")  # fmt: skip
+    assert orjson.loads(body.out) == orjson.loads(sent.out)
+    again = sh(f"jq '. + {{model: \"{model}\"}}' b | thread-import --from {api} - > u; cat u")
+    assert (again.status, again.err, again.out) == (0, "", ran.out)
+
+
+@pytest.mark.parametrize(("api", "array", "expected"), [
+    ("openai", CHAT, TOLD), ("openai", BODIES["openai"]["input"], TOLD[1:]),
+    ("anthropic", BODIES["anthropic"]["messages"], TOLD[1:]), ("google", SNAKE, TOLD[1:4]),
+])  # fmt: skip
+def test_an_array_of_messages_is_read_from_a_file_or_stdin(sh, work, api, array, expected):
+    (work / "a.json").write_bytes(orjson.dumps(array))
+    (work / "lines").write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in array))
+    ran = sh(f"thread-import --from {api} a.json > t; cat t")
+    assert (ran.status, ran.err, said(ran)) == (0, "", expected)
+    call = next(one for one in ran.records if one.get("finish") == "tool")["content"][-1]
+    assert (call["name"], call["arguments"]) == ("ls", {"d": "."})
+    assert next(one for one in ran.records if one.get("role") == "tool")["content"][0]["call_id"] == call["id"]
+    assert sh(f"thread-import --from {api} - < lines > u; cat u").out == ran.out
+
+
+def test_a_longer_array_adds_what_is_new_and_another_one_is_a_branch(sh, work):
+    for name, array in (("one", CHAT[:2]), ("two", CHAT), ("other", [*CHAT[:2], {"role": "assistant", "content": "No."}])):
+        (work / name).write_bytes(orjson.dumps(array))
+    for name in ("one", "two", "two", "other"):
+        assert sh(f"thread-import --from openai {name} | thread-append t > /dev/null").status == 0
+    assert len(sh("cat t").records) == 7
+    assert sh("thread-export --to text < t").out.endswith("== user\nWhat is here?\n\n== assistant (openai)\nNo.\n")
+
+
+@pytest.mark.parametrize(("line", "status", "err"), [
+    ("thread-import --from openai", 2, "say the FILE of a request to openai, or - for stdin"),
+    ("thread-import --from openai nope", 66, "nope: no such file"),
+    ("echo hi | thread-import --from openai -", 65, "-: line 1: no JSON object, or one nested too deeply; passed on as an error record"),
+    ("echo '{}' | thread-import --from openai -", 66, "-: no conversation of the Responses API or Chat Completions"),
+    ("printf '%s\\n' '{\"input\":\"a\"}' '{\"input\":\"b\"}' | thread-import --from openai -", 65,
+     "2 requests; take one apart, as: jq -c 'select(...)' | thread-import ... -"),
+    ("thread-append --new hi | thread-export --to openai", 2, "say which model the request is for: --to openai -m MODEL"),
+    ("thread-append --new hi | thread-export --to codex -m x", 2,
+     "-m is for a request's body and for llm; codex goes on with its own model"),
+])  # fmt: skip
+def test_what_is_no_request_is_said(sh, line, status, err):
+    ran = sh(f"{line} > /dev/null")
+    assert ran.status == status and ran.err.rstrip("\n").endswith(err) and ran.err.count("\n") == 1
 
 
 def test_a_hostile_session_is_data_only(sh, home, work):

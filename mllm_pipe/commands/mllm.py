@@ -166,7 +166,7 @@ def sessions_command(form: str) -> int:
     from mllm_pipe import sessions
     from mllm_pipe.sessions import store
 
-    rows = [{"program": name, **store.measure(sessions.load(name).found(None))} for name in sessions.READ]
+    rows = [{"program": name, **store.measure(sessions.load(name).held(None))} for name in sessions.KEPT]
     if form == "json":
         show(orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
         return 0

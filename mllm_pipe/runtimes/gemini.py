@@ -17,10 +17,9 @@ which its events do not.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,7 +27,9 @@ import orjson
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _gemini_reply, _turns
-from mllm_pipe.runtimes._program import FIXED_TIME, distinct, key_for, login_at, uuid_of, write, wrong_program
+from mllm_pipe.runtimes._program import distinct, key_for, login_at, write, wrong_program
+from mllm_pipe.sessions.gemini import HIDDEN, lines
+from mllm_pipe.sessions.gemini import part as kept_as
 
 STREAMS = True
 OWN_TOKENS = {None: 150, "read": 1600, "write": 3100, "all": 7300}
@@ -47,8 +48,6 @@ NOT_OURS = ("GEMINI_CLI", "GEMINI_TELEMETRY", "GEMINI_SYSTEM_MD", "GEMINI_WRITE_
             "GEMINI_SANDBOX", "GEMINI_MODEL", "GEMINI_RESTRICTED", "GEMINI_DEBUG")  # fmt: skip
 READ = ["list_directory", "read_file", "read_many_files", "glob", "grep_search"]
 WRITE = ["replace", "write_file"]
-FIRST_ID = hashlib.sha256(b"environment-context").hexdigest()[:32]
-HIDDEN = {"text": "", "thought": False}
 
 
 # -- to the program ---------------------------------------------------------------------------------------------------
@@ -70,37 +69,20 @@ def session(target: Json, request: Json) -> Json:
         said = f"the thread has {size} characters of text, it takes {LONGEST}; summarize it, or send fewer with --last"
         raise CallFailed("too_large", said, billed="no")
     system, changed = _system(request["system"])
-    return {"history": _lines(rendered), "system": system, "losses": [*renamed, *bent, *dropped, *changed],
+    return {"history": lines(rendered), "system": system, "losses": [*renamed, *bent, *dropped, *changed],
             "prefix": prefix, "endpoint": rule["endpoint"]}  # fmt: skip
 
 
 def _records(turn: Json, _keep: bool) -> list[Json]:
     """A settled turn as records: one, or for results and what is said to them two. No reasoning: it is not told."""
     if turn["role"] == "assistant":
-        parts = [_part(part) for part in turn["parts"] if part["type"] != "reasoning"]
+        parts = [kept_as(part) for part in turn["parts"] if part["type"] != "reasoning"]
         return [{"type": "gemini", "content": parts, "model": "assistant"}] if parts else []
-    results = [_part(part) for part in turn["parts"] if part["type"] == "tool_result"]
-    said = [_part(part) for part in turn["parts"] if part["type"] != "tool_result"]
+    results = [kept_as(part) for part in turn["parts"] if part["type"] == "tool_result"]
+    said = [kept_as(part) for part in turn["parts"] if part["type"] != "tool_result"]
     # After results there is always a second record: if they came last, an answer would be made up between.
     both = [{"type": "user", "content": [HIDDEN, *results]}] if results else []
     return [*both, {"type": "user", "content": [HIDDEN, *said]}]
-
-
-def _part(part: Json) -> Json:
-    """A part as the API has it; a file that it has no place for is a CallFailed."""
-    kind = part["type"]
-    if kind == "tool_call":
-        return {"functionCall": {"id": part["id"], "name": part["name"], "args": part["arguments"]}}
-    if kind == "tool_result":
-        response = {"error" if part["is_error"] else "output": part["content"]}
-        return {"functionResponse": {"id": part["call_id"], "name": part["name"], "response": response}}
-    if kind == "file":
-        if (text := _files.as_text(part)) is not None:
-            return {"text": text}
-        if "data" not in part or not re.match(r"(image|audio|video)/|application/pdf", part["media_type"]):
-            raise _files.not_taken(part, "gemini")
-        return {"inlineData": {"mimeType": part["media_type"], "data": part["data"]}}
-    return {"text": part["text"]}
 
 
 def _system(text: str | None) -> tuple[str, list[Json]]:
@@ -114,17 +96,6 @@ def _system(text: str | None) -> tuple[str, list[Json]]:
     if "\n\n\n" in text:
         _turns.loss(losses, {}, "empty lines of the system text", "dropped", "only one is kept of several in a row")
     return broken, losses
-
-
-def _lines(records: Sequence[Json]) -> bytes:
-    """The session file: records with ids that are digests of all that stands before them."""
-    head = {"sessionId": uuid_of(records[0]), "projectHash": "0", "startTime": FIXED_TIME, "lastUpdated": FIXED_TIME,
-            "kind": "main"}  # fmt: skip
-    lines, ident = [head], ""
-    for record in records:
-        ident = uuid_of(ident, record) if ident else FIRST_ID
-        lines.append({"id": ident, "timestamp": FIXED_TIME, **record})
-    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
 
 
 def settings(target: Json, auth: str, schema: Json | None, log: str) -> Json:

@@ -21,6 +21,9 @@ import orjson
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _child, _endpoint, _files, _opencode_reply, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, write, wrong_program
+from mllm_pipe.sessions.opencode_document import TIME, with_results
+from mllm_pipe.sessions.opencode_document import document as in_form
+from mllm_pipe.sessions.opencode_document import part as kept_as
 
 STREAMS = True
 OWN_TOKENS = {None: 150, "read": 1500, "write": 2400, "all": 6800}
@@ -40,7 +43,6 @@ ALSO = {"amazon-bedrock": ("AWS_",), "azure": ("AZURE_",), "google-vertex": ("GO
 SECRET = ("_KEY", "_TOKEN", "_ID")
 NO_SYSTEM = "You are a helpful assistant."  # without a system text it sends 30 KB of its own
 NO_TEXT = "Continue."  # what stands for the text of a turn that has none; an empty stdin is refused
-TIME = 1767225600000  # the time of everything; ours would make the same thread other bytes
 ALLOW: dict[str | None, dict[str, str]] = {
     None: {"*": "deny"},
     "read": {"*": "deny", "read": "allow", "glob": "allow", "grep": "allow", "list": "allow"},
@@ -71,7 +73,7 @@ def session(target: Json, request: Json) -> Json:
         return _messages(turn, unsent)
 
     rendered, dropped, prefix = _turns.render(request["system"], turns, rule, target.get("model"), messages_of)
-    messages = _with_results(rendered)
+    messages = with_results(rendered)
     ident = uuid_of(request["system"], request["turns"][0]["parts"]).replace("-", "")
     return {"messages": messages[:-1], "stdin": messages[-1]["parts"][0]["text"], "session": f"ses_{ident[:26]}",
             "losses": [*renamed, *bent, *unsent, *dropped], "provider": provider, "model": model, "prefix": prefix,
@@ -88,10 +90,10 @@ def _model(target: Json) -> tuple[str, str]:
 def _messages(turn: Json, losses: list[Json]) -> list[Json]:
     """A settled turn as messages: an answer as one, what the user says as results, files and one text."""
     if turn["role"] == "assistant":
-        parts = [_part(part) for part in turn["parts"] if part["type"] != "reasoning"]
+        parts = [kept_as(part) for part in turn["parts"] if part["type"] != "reasoning"]
         return [{"role": "assistant", "parts": parts}] if parts else []
     results = [part for part in turn["parts"] if part["type"] == "tool_result"]
-    others = [_part(part) for part in turn["parts"] if part["type"] != "tool_result"]
+    others = [kept_as(part) for part in turn["parts"] if part["type"] != "tool_result"]
     texts = [part["text"] for part in others if part["type"] == "text"]
     files = [part for part in others if part["type"] != "text"]
     if not texts:
@@ -106,71 +108,16 @@ def _messages(turn: Json, losses: list[Json]) -> list[Json]:
     ]
 
 
-def _part(part: Json) -> Json:
-    """A part as opencode keeps it; a file that it has no place for is a CallFailed."""
-    if part["type"] == "tool_call":
-        return {"type": "tool", "tool": part["name"], "callID": part["id"], "state": {"input": part["arguments"]}}
-    if part["type"] == "file":
-        if (text := _files.as_text(part)) is not None:
-            return {"type": "text", "text": text}
-        if "data" not in part or not (part["media_type"] in _files.IMAGES or part["media_type"] == "application/pdf"):
-            raise _files.not_taken(part, "opencode")
-        kind = part["media_type"]
-        named = {"filename": part["name"]} if part.get("name") else {}
-        return {"type": "file", "mime": kind, **named, "url": f"data:{kind};base64,{part['data']}"}
-    return {"type": "text", "text": part["text"]}
-
-
-def _with_results(messages: Sequence[Json]) -> list[Json]:
-    """The messages with each result of a tool in its call, where opencode keeps it."""
-    results = {
-        part["call_id"]: part for message in messages if message["role"] == "results" for part in message["parts"]
-    }
-
-    def whole(part: Json) -> Json:
-        if part["type"] != "tool":
-            return part
-        result = results[part["callID"]]
-        ended = {"metadata": {}, "time": {"start": TIME, "end": TIME}}
-        if result["is_error"]:
-            return {**part, "state": {**part["state"], "status": "error", "error": result["content"], **ended}}
-        said = {"status": "completed", "output": result["content"], "title": ""}
-        return {**part, "state": {**part["state"], **said, **ended}}
-
-    return [
-        {**message, "parts": [whole(part) for part in message["parts"]]}
-        for message in messages
-        if message["role"] != "results"
-    ]
-
-
 def document(made: Mapping[str, Any], cwd: str) -> Json:
-    """What `opencode import` reads. The ids are in order, and come before those that opencode makes."""
-    session, model = made["session"], {"providerID": made["provider"], "modelID": made["model"]}
-    messages: list[Json] = []
-    asked = ""
-    for number, message in enumerate(made["messages"], 1):
-        ident = f"msg_{number:012d}{0:014d}"
-        info: Json = {"id": ident, "sessionID": session, "role": message["role"], "agent": "mllm"}
-        if message["role"] == "user":
-            asked = ident
-            info |= {"time": {"created": TIME + number}, "model": model}
-        else:
-            calls = any(part["type"] == "tool" for part in message["parts"])
-            info |= {"parentID": asked, "mode": "mllm", "path": {"cwd": cwd, "root": "/"}, "cost": 0, **model,
-                     "tokens": {"input": 0, "output": 0, "reasoning": 0, "cache": {"read": 0, "write": 0}},
-                     "time": {"created": TIME + number, "completed": TIME + number},
-                     "finish": "tool-calls" if calls else "stop"}  # fmt: skip
-        parts = [
-            {"id": f"prt_{number:012d}{index:014d}", "sessionID": session, "messageID": ident, **part}
-            for index, part in enumerate(message["parts"])
-        ]
-        messages.append({"info": info, "parts": parts})
+    """The throw-away session, as `opencode import` reads it."""
+    model = {"providerID": made["provider"], "modelID": made["model"]}
+    messages = [
+        {**message, "id": f"msg_{number:012d}{0:014d}", "at": TIME + number, "model": model}
+        for number, message in enumerate(made["messages"], 1)
+    ]
     # Tools that no permission turns off.
     off = [{"permission": name, "pattern": "*", "action": "deny"} for name in ("question", "plan_enter", "plan_exit")]
-    info = {"id": session, "slug": "mllm", "projectID": "global", "directory": cwd, "title": "mllm", "version": "1",
-            "permission": off, "time": {"created": TIME, "updated": TIME}}  # fmt: skip
-    return {"info": info, "messages": messages}
+    return in_form(messages, made["session"], cwd, "mllm", "mllm", permission=off)
 
 
 def configuration(target: Json, made: Mapping[str, Any], key: tuple[str, str] | None, place: str) -> Json:

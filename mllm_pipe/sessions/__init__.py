@@ -2,13 +2,19 @@
 
 A module defines
 
-    PROGRAM, KNOWN              what it calls itself, and the newest version whose sessions were seen
-    found(cwd) -> [path]        its session files, of one directory or (None) of all; nothing is opened but their heads
-    records(entries, name)      entries: the session's lines, parsed; name: the session's id, which the thread gets
+    PROGRAM, KNOWN                what it calls itself, and the newest version whose sessions were seen
+    held(cwd) -> [Held]           its sessions, of one directory or (None) of all; only heads of files are read
+    reader(path, ident) -> Reader what reads one
+    records(entries, name)        entries: what the reader gives; name: the session's id, which the thread gets
         -> {"thread", "records", "version", "notes"}
+
+and, if sessions of it can be written,
+
+    session_id(thread, *more) -> ident    of a new session
     session(messages, spans, ident, cwd, agent) -> (bytes, losses)
-    place(ident, cwd, at) -> path    where a new session of that id has to lie
-    go_on(ident) -> [word, ...]      the command that resumes it
+    place(ident, cwd, at) -> path         where it has to lie
+    put(path, data, ident, cwd) -> bool   lays it there; False if there is another one of that id
+    go_on(ident, path) -> [word, ...]     the command that resumes it
 
 and the line writers that its runtime uses for throw-away sessions. Ids of records are those of the foreign lines, so
 that a session which is read twice gives the same records; what is read is data, and never chooses a path.
@@ -24,20 +30,28 @@ from types import ModuleType
 from typing import Any
 
 from mllm_pipe.runtimes import _files, _turns
-from mllm_pipe.runtimes._program import distinct
+from mllm_pipe.runtimes._program import distinct, uuid_of
 from mllm_pipe.thread import content_of, parts_of, quoted, speaker
 
 Json = dict[str, Any]
 
-PROGRAMS = ("claude", "codex")  # read and written
-READ = (*PROGRAMS, "gemini")
+PROGRAMS = ("claude", "codex", "gemini", "opencode")
+APIS = ("anthropic", "openai", "google")  # their requests
+KEPT = (*PROGRAMS, "llm")  # where sessions lie that can be listed, and new ones
+READ = (*KEPT, *APIS)
+UNKNOWN_MODEL = "assistant"  # what stands where a program wants the name of a model, and none is known
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 def load(name: str) -> ModuleType:
-    """The module of a program among READ."""
+    """The module of a program, or of an API whose requests are read."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def session_id(thread: str, *more: Any) -> str:
+    """The id of a thread's session: its own if it is a UUID, or one made of it and of what else it depends on."""
+    return thread if UUID.fullmatch(thread) and not more else uuid_of(thread, *more)
 
 
 def newer(version: str, known: str) -> bool:
@@ -132,7 +146,18 @@ def settled(messages: list[Json], agent: str, rule: Json) -> tuple[list[Json], l
     }  # fmt: skip
     unique, renamed = distinct(_files.embedded(turns))
     made, bent = _turns.settle(unique, rule)
-    return list(_pieces(made, calls, results)), [*renamed, *bent]
+    return _distinct(_pieces(made, calls, results)), [*renamed, *bent]
+
+
+def _distinct(pieces: Iterable[Json]) -> list[Json]:
+    """The pieces, each with an id of its own: a record's parts may come to stand apart."""
+    seen: dict[str, int] = {}
+    out = []
+    for piece in pieces:
+        ident = piece["id"]
+        seen[ident] = seen.get(ident, 0) + 1
+        out.append(piece if seen[ident] == 1 else piece | {"id": f"{ident} {seen[ident]}"})
+    return out
 
 
 def _pieces(turns: list[Json], calls: dict[str, list[str]], results: dict[tuple[str, str], Json]) -> Iterator[Json]:

@@ -17,13 +17,12 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import UUID, chained, opaque, record, settled, span
-from mllm_pipe.sessions.store import files_in, says_first
+from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, chained, opaque, record, session_id, settled, span
+from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, says_first
 
 Json = dict[str, Any]
 
 PROGRAM, KNOWN = "Claude Code", "2.1.197"
-NO_MODEL = "assistant"  # see `lines`
 # What stands beside the conversation: bookkeeping of the program.
 BESIDE = frozenset((
     "agent-name", "agent-setting", "ai-title", "attachment", "content-replacement", "custom-title",
@@ -34,17 +33,19 @@ BESIDE = frozenset((
 OF_THE_PROGRAM = ("<system-reminder>", "<command-name>", "<command-message>", "<local-command-")
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool", "max_tokens": "length", "refusal": "refusal",
           "pause_turn": "pause"}  # fmt: skip
+reader = Reader
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
 
 
-def found(cwd: str | None) -> list[str]:
-    """The session files of a directory, or of all."""
+def held(cwd: str | None) -> list[Held]:
+    """The sessions of a directory, or of all."""
     if cwd is None:
-        return files_in(_projects(), 1, ".jsonl")
+        return held_in(files_in(_projects(), 1, ".jsonl"), str)
     mine = files_in(os.path.join(_projects(), _slug(cwd)), 0, ".jsonl")
-    return [path for path in mine if says_first(path, "cwd") in (None, cwd)]  # /a-b has the name of /a/b
+    return held_in([path for path in mine if says_first(path, "cwd") in (None, cwd)], str)  # /a-b has the name of /a/b
 
 
 def place(ident: str, cwd: str, _at: str) -> str:
@@ -52,7 +53,7 @@ def place(ident: str, cwd: str, _at: str) -> str:
     return os.path.join(_projects(), _slug(cwd), f"{ident}.jsonl")
 
 
-def go_on(ident: str) -> list[str]:
+def go_on(ident: str, _path: str) -> list[str]:
     """The command that resumes a session, in its directory."""
     return ["claude", "--resume", ident]
 
@@ -63,6 +64,11 @@ def _projects() -> str:
 
 def _slug(cwd: str) -> str:
     return re.sub(r"[^a-zA-Z0-9]", "-", cwd)
+
+
+def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
+    """Make the session's file; False if another one is there."""
+    return create(path, data)
 
 
 # -- from a session ---------------------------------------------------------------------------------------------------
@@ -105,12 +111,12 @@ def records(entries: Iterable[Json], name: str) -> Json:
         if group in answers:
             answer = answers[group]
             stands[uuid] = answer["id"]
-            answer["content"] += _parts(said.get("content"))
+            answer["content"] += parts_of(said.get("content"))
             _finish(answer, said, line)
             if isinstance(said.get("usage"), dict):
                 usages[answer["id"]] = said["usage"]
             continue
-        parts = _parts(said.get("content"), kind == "user")
+        parts = parts_of(said.get("content"), kind == "user")
         model = said.get("model")
         if not parts or model == "<synthetic>":
             continue
@@ -131,7 +137,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
         role = "assistant" if kind == "assistant" else "tool" if only_results else "user"
         made = record("message", thread, uuid, line.get("timestamp"), role=role, content=parts)
         if kind == "assistant":
-            named = model if isinstance(model, str) and model != NO_MODEL else None
+            named = model if isinstance(model, str) and model != UNKNOWN_MODEL else None
             made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
             made["origin"] = {"api": "claude", "model": named, "response_id": group}
             _finish(made, said, line)
@@ -197,7 +203,7 @@ def _finish(answer: Json, said: Json, line: Json) -> None:
             answer["finish"] = FINISH[reason]
 
 
-def _parts(content: Any, of_user: bool = False) -> list[Json]:
+def parts_of(content: Any, of_user: bool = False) -> list[Json]:
     """A message's content as parts, without what the program itself put in."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     parts = [_part(block) for block in blocks] if isinstance(blocks, list) else [opaque(content)]
@@ -223,7 +229,7 @@ def _part(block: Any) -> Json:
         return {"type": "tool_call", "id": block["id"], "name": block["name"], "arguments": block["input"]}
     if kind == "tool_result" and isinstance(block.get("tool_use_id"), str) and block["tool_use_id"]:
         inner = block.get("content", "")
-        content = inner if isinstance(inner, str) else _parts(inner)
+        content = inner if isinstance(inner, str) else parts_of(inner)
         failed = {"is_error": block["is_error"]} if isinstance(block.get("is_error"), bool) else {}
         return {"type": "tool_result", "call_id": block["tool_use_id"], "content": content, **failed}
     if kind in ("image", "document") and isinstance(source, dict) and source.get("type") == "base64":
@@ -266,7 +272,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         said: Json = {"role": piece["role"], "content": content}
         origin = (piece["origin"] or {}) if ours else {}
         if piece["role"] == "assistant":
-            said |= {"type": "message", "model": origin.get("model") or NO_MODEL}
+            said |= {"type": "message", "model": origin.get("model") or UNKNOWN_MODEL}
             said["id"] = origin.get("response_id") or f"msg_{uuid_of(ident, piece['id'])}"
             said |= {"stop_reason": origin.get("raw_finish"), "stop_sequence": None}
             if ours and piece["id"] in spans:
@@ -324,7 +330,7 @@ def lines(messages: Sequence[Json]) -> bytes:
         if one["role"] == "assistant":
             # Messages without an id of their own are merged. One without a model ends the program in silence where no
             # --model is given; the name of a real one would be taken for the model to go on with.
-            one = {"model": NO_MODEL, **one, "id": f"msg_{ident}"}
+            one = {"model": UNKNOWN_MODEL, **one, "id": f"msg_{ident}"}
         made.append({**line, "timestamp": FIXED_TIME, "message": one})
         before = ident
     return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in made)

@@ -17,8 +17,8 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import message, opaque, record, settled, span
-from mllm_pipe.sessions.store import files_in, says_first
+from mllm_pipe.sessions import message, opaque, record, session_id, settled, span
+from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, says_first
 
 Json = dict[str, Any]
 
@@ -33,15 +33,18 @@ USAGE = {"input_tokens": "input_tokens", "cached_input_tokens": "cache_read_toke
 PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs",
           "custom_tool_call": "ctc", "custom_tool_call_output": "ctco"}  # fmt: skip
 ITEM_ID = re.compile(r"(msg|fc|fco|rs|ctc|ctco)_[A-Za-z0-9_-]{1,180}", re.ASCII)
+reader = Reader
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
 
 
-def found(cwd: str | None) -> list[str]:
+def held(cwd: str | None) -> list[Held]:
     """The rollouts of a directory, or of all."""
     paths = files_in(os.path.join(_home(), "sessions"), 3, ".jsonl")
-    return [path for path in paths if cwd is None or says_first(path, "cwd", "payload") == cwd]
+    paths = [path for path in paths if cwd is None or says_first(path, "cwd", "payload") == cwd]
+    return held_in(paths, lambda stem: stem[-36:])
 
 
 def place(ident: str, _cwd: str, at: str) -> str:
@@ -50,13 +53,18 @@ def place(ident: str, _cwd: str, at: str) -> str:
                         f"rollout-{at[:19].replace(':', '-')}-{ident}.jsonl")  # fmt: skip
 
 
-def go_on(ident: str) -> list[str]:
+def go_on(ident: str, _path: str) -> list[str]:
     """The command that resumes a session."""
     return ["codex", "resume", ident]
 
 
 def _home() -> str:
     return places.of_program("CODEX_HOME", ".codex")
+
+
+def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
+    """Make the session's file; False if another one is there."""
+    return create(path, data)
 
 
 # -- from a session ---------------------------------------------------------------------------------------------------
@@ -98,7 +106,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
                 answer["run_id"] = f"span-{answer['id']}"
             answer = None
         elif kind == "response_item":
-            role, parts = _turn(payload)
+            role, parts = turn_of(payload)
             if not parts:
                 continue
             if role == "assistant":
@@ -131,7 +139,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     return {"thread": thread, "version": version, "records": out, "notes": []}
 
 
-def _turn(payload: Json) -> tuple[str, list[Json]]:
+def turn_of(payload: Json) -> tuple[str, list[Json]]:
     """(role, parts) of a response item; no parts for what the program itself wrote."""
     kind = payload.get("type")
     if kind == "message":
@@ -143,7 +151,7 @@ def _turn(payload: Json) -> tuple[str, list[Json]]:
         kinds = told.get("content_item_kinds") if isinstance(told, dict) else None
         known = kinds if role == "user" and isinstance(kinds, list) and len(kinds) == len(blocks) else None
         parts = [
-            _part(block) for index, block in enumerate(blocks) if not known or str(known[index]).startswith("user.")
+            part_of(block) for index, block in enumerate(blocks) if not known or str(known[index]).startswith("user.")
         ]
         skipped = OF_THE_PROGRAM if role == "user" else ()
         return role, [
@@ -161,7 +169,7 @@ def _turn(payload: Json) -> tuple[str, list[Json]]:
         output = payload.get("output")
         custom = {"raw": {"type": kind}} if kind != "function_call_output" else {}
         if isinstance(output, (str, list)):
-            content = output if isinstance(output, str) else [_part(one) for one in output]
+            content = output if isinstance(output, str) else [part_of(one) for one in output]
             return "tool", [{"type": "tool_result", "call_id": call, "content": content, **custom}]
     return "assistant", [opaque(payload)]
 
@@ -183,7 +191,7 @@ def _call(payload: Json, call: str, called: str) -> Json:
     return {"type": "tool_call", "id": call, "name": called, "arguments": {}, "arguments_raw": str(given)}
 
 
-def _part(block: Any) -> Json:
+def part_of(block: Any) -> Json:
     """A content item as a part; one of another shape than is known is opaque."""
     if isinstance(block, dict):
         kind, url = block.get("type"), str(block.get("image_url"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -14,6 +14,17 @@ from mllm_pipe.errors import Missing, WriteFailed
 from mllm_pipe.lines import MAX_LINE, Lines, Long
 
 Json = dict[str, Any]
+
+
+class Held(NamedTuple):
+    """A session that is there: in which file, its id, when it was last written (seconds), how many bytes it has."""
+
+    path: str
+    ident: str
+    at: float
+    size: int
+
+
 DEPTH = MAX_DEPTH - 8  # a record puts what it has of a line a few levels deeper
 HEAD = 1 << 16  # bytes in which a session says where it was held
 
@@ -30,20 +41,24 @@ def files_in(folder: str, deep: int, ending: str) -> list[str]:
     return [entry.path for entry in entries if entry.name.endswith(ending) and entry.is_file(follow_symlinks=False)]
 
 
-def age(path: str) -> float:
-    """When a session was last written, in seconds since the epoch; 0 if it has just been taken away."""
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
+def held_in(paths: Iterable[str], ident_of: Callable[[str], str]) -> list[Held]:
+    """The sessions that are a file each; one that has just been taken away is none."""
+    found = []
+    for path in paths:
+        try:
+            seen = os.stat(path)
+        except OSError:
+            continue
+        stem, _ = os.path.splitext(os.path.basename(path))
+        found.append(Held(path, ident_of(stem), seen.st_mtime, seen.st_size))
+    return found
 
 
-def measure(paths: list[str]) -> Json:
+def measure(sessions: list[Held]) -> Json:
     """{"sessions": how many, "bytes": of all, "newest": when the newest was written, "folder": what holds all}."""
-    size = sum(os.lstat(path).st_size for path in paths if os.path.lexists(path))
-    newest = timestamp(max(map(age, paths))) if paths else None
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else None
-    return {"sessions": len(paths), "bytes": size, "newest": newest, "folder": folder}
+    newest = timestamp(max(one.at for one in sessions)) if sessions else None
+    folder = os.path.commonpath([os.path.dirname(one.path) for one in sessions]) if sessions else None
+    return {"sessions": len(sessions), "bytes": sum(one.size for one in sessions), "newest": newest, "folder": folder}
 
 
 def says_first(path: str, field: str, inside: str = "") -> str | None:
@@ -74,8 +89,8 @@ class Reader:
     """The lines of a session, parsed. Afterwards `bad` has those that no record can be made of, by number, and `torn`
     tells that the last one is still being written, and was left out."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, ident: str = "") -> None:
+        self.path, self.ident = path, ident
         self.bad: list[tuple[bytes | Long, int]] = []
         self.torn = False
 
@@ -109,8 +124,53 @@ class Reader:
             os.close(descriptor)
 
 
+class Whole(Reader):
+    """One JSON value over the whole file, or a value a line; a list is its items. Of a path `-`, stdin."""
+
+    def entries(self) -> Iterator[Json]:
+        """Each value that is an object. Missing if the file cannot be read, or is too large for one."""
+        data = read_whole(self.path)
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            yield from self._by_line(data)
+            return
+        for number, one in enumerate(value if isinstance(value, list) else [value], 1):
+            line = orjson.dumps(one)
+            if isinstance(one, dict) and not _too_deep(one, line):
+                yield one
+            else:
+                self.bad.append((line, number))
+
+    def _by_line(self, data: bytes) -> Iterator[Json]:
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                value = orjson.loads(line) if line.strip() else {}
+            except orjson.JSONDecodeError:
+                value = None
+            if not isinstance(value, dict) or _too_deep(value, line):
+                self.bad.append((line, number))
+            elif value:
+                yield value
+
+
+def read_whole(path: str) -> bytes:
+    """The bytes of a file, or of stdin for `-`. Missing if it cannot be read, or has more than MAX_LINE of them."""
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            data = file.read(MAX_LINE + 1)
+    except OSError as error:
+        raise Missing(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_LINE:
+        raise Missing(f"{path}: it has more than {MAX_LINE >> 20} MiB, too much for one JSON value")
+    return data
+
+
 def create(path: str, data: bytes) -> bool:
-    """Make a new file, whole, for the user alone; False if there is one of that name. WriteFailed if it cannot be."""
+    """Make a new file, whole, for the user alone. False if there is another of that name; the very same one is left.
+
+    WriteFailed if it cannot be.
+    """
     beside = f"{path}.{os.getpid()}.tmp"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -118,7 +178,8 @@ def create(path: str, data: bytes) -> bool:
             file.write(data)
         os.link(beside, path)
     except FileExistsError:
-        return False
+        with open(path, "rb") as there:
+            return there.read() == data
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from None
     finally:
