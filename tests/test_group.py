@@ -10,6 +10,7 @@ import subprocess
 import orjson
 import pytest
 from conftest import BIN, environment, masked
+from loopback import serve
 
 AT_TERMINAL = "python -c 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)'"
 REVIEW = """
@@ -159,6 +160,20 @@ def test_a_budget_holds_for_all_stages_together(sh, work, home):
     (work / "h.toml").write_text('stages = ["sh -c \'echo $MLLM_BUDGET >&2\'"]\n')
     assert sh("group h.toml --max-cost 5").err == "day_usd=100,run_usd=5\n"
     assert sh("group h.toml --max-cost 5", MLLM_BUDGET="run_usd=2,day_tokens=7").err == "run_usd=2,day_tokens=7\n"
+
+
+@pytest.mark.parametrize("most, calls, status", [("0.000046", 1, 4), ("0.000052", 2, 4), ("0.00008", 3, 0)])
+def test_what_one_stage_has_spent_the_next_one_has_not(sh, work, most, calls, status):
+    """Each call takes $0.000006 in truth, and might take $0.00004."""
+    who = "openai/gpt-5-nano --max-tokens 100"
+    (work / "g.toml").write_text(f'stages = ["dispatch --to {who} --as a", "dispatch --to {who} --as b Go.", "dispatch --to {who} --as c On."]\n')
+    with serve("responses") as server:
+        there = {"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": server.url("ok") + "/v1"}
+        ran = sh(f"group -q --new g.toml Hi --max-cost {most} > out", **there)
+        assert (ran.status, len(server.calls())) == (status, calls), ran.err
+        run = sh("jq -r 'select(.type == \"span\").parent_run_id' out | sort -u").out.strip()
+        ran = sh(f"group -q --new g.toml Hi --max-cost 1 --resume {run} | trace", **there)
+        assert (ran.status, len(server.calls()), ran.records[0]["cost_usd"]) == (0, 3, 3 * 6.435e-06)
 
 
 def test_a_timeout_ends_all_stages(sh, work):
