@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 
@@ -167,5 +166,15 @@ def test_a_prune_that_is_killed_leaves_the_journal_whole(home, work):
             child.send_signal(signal.SIGKILL)
             child.wait()
         assert path.read_bytes() in (whole, stories[-1].journal())
-        for rest in path.parent.glob("journal.jsonl.*"):
-            os.unlink(rest)
+    subprocess.run(["trace", "-q", "--prune", "90d"], env=environment(home), cwd=work, stdin=subprocess.DEVNULL, check=True)
+    assert [path.name for path in path.parent.iterdir()] == ["journal.jsonl"], "what a killed one has left is taken away"
+
+
+def test_a_prune_that_cannot_write_changes_nothing(sh, home):
+    old_and_new(home, 100, *[1] * 20)
+    path = home / ".local/state/mllm-pipe/journal.jsonl"
+    before = path.read_bytes()
+    ran = sh("ulimit -f 4; trace --prune 90d")
+    assert (ran.status, ran.out) == (74, "")
+    assert ran.err.startswith(f"trace: {path}.pruned: ") and ran.err.endswith(": File too large; the journal is as it was\n")
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -306,7 +306,7 @@ def test_a_long_journal_is_read_in_parts(sh, home):
     stories = []
     for number in range(300):
         story = Story(f"r{number}", f"t{number}")
-        answer = story.call("q", number * 1000, 100 + number, "draft " * 72_000, model=f"m{number % 7}",
+        answer = story.call("q", number * 1000, 100 + number, "draft " * (7_000_000 if number == 200 else 60_000), model=f"m{number % 7}",
                             cost_usd=None if number % 3 else 0.1, usage={"input_tokens": number})  # fmt: skip
         verdict = story.verdict(number * 1000 + 500, [answer], number % 2 == 0)
         story.call(answer, number * 1000 + 200, 50, op="judge", slot="evaluator", model="judge", output_ids=[verdict])
@@ -325,3 +325,14 @@ def test_a_long_journal_is_read_in_parts(sh, home):
     assert (one.records[0]["calls"], one.records[0]["unpriced"]) == (43, 28)
     assert sum(row["calls"] for row in one.records[:8]) == 601, "and the one that was never heard of"
     assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "journal.jsonl"]
+
+
+def test_what_a_killed_process_has_left_of_an_index_is_taken_away(sh, home):
+    house(home)
+    folder = home / ".local/state/mllm-pipe"
+    ended = sh("bash -c 'echo $$'").out.strip()
+    for name in (f"index.sqlite.{ended}", f"index.sqlite.{ended}.0", f"index.sqlite.{os.getpid()}", "index.sqlite.mine"):
+        (folder / name).write_text("begun")
+    assert len(sh("trace").records) == 3
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index.sqlite", f"index.sqlite.{os.getpid()}", "index.sqlite.mine", "journal.jsonl"]  # fmt: skip

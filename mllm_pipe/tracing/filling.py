@@ -51,10 +51,11 @@ class Filling:
         self.times: dict[int, tuple[list[float], list[float]]] = {}  # of each kind: durations, times to first tokens
         self.pace: dict[tuple[int, int], Counter[str]] = {}  # of each kind, and whether it is of first tokens
 
-    def read(self, descriptor: int, offset: int, end: int) -> int:
-        """Take the lines from one offset to another; the offset after the last whole one."""
+    def read(self, descriptor: int, offset: int, end: int, parent: int = 0) -> int:
+        """Take the lines from one offset to another; the offset after the last whole one. parent: for which process
+        this one works; it stops when that has ended."""
         rest, outcome, intent = b"", journalled.OUTCOME, journalled.INTENT
-        while offset + len(rest) < end:
+        while offset + len(rest) < end and (not parent or os.getppid() == parent):
             start = offset + len(rest)
             *lines, rest = (rest + os.pread(descriptor, min(_BLOCK, end - start), start)).split(b"\n")
             for line in lines:
@@ -242,12 +243,7 @@ def _started(part: str, descriptor: int, begin: int, end: int) -> int:
         db.execute("insert into meta values (0, 0, 0, '', 0)")
         db.execute("begin")
         filling = Filling(db)
-        while begin < end and os.getppid() == parent:
-            begin = filling.read(descriptor, begin, min(begin + PART, end))
-            if end - begin < PART:
-                begin = filling.read(descriptor, begin, end)
-                break
-        filling.store(begin)
+        filling.store(filling.read(descriptor, begin, end, parent))
         db.executemany("insert into elsewhere values (?)", [(ident,) for ident in filling.elsewhere])
         db.execute("commit")
         db.close()

@@ -56,6 +56,7 @@ class Index:
         """Make the index beside its place, then put it there."""
         making = f"{self.path}.{os.getpid()}"
         folder = os.path.dirname(self.path)
+        _tidy(folder, os.path.basename(self.path) + ".")
         place = making if os.access(folder, os.W_OK) else ":memory:"
         try:
             db = made(place)
@@ -229,3 +230,17 @@ def _may(action: int, *_: object) -> int:
 
 def _plain(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _tidy(folder: str, start: str) -> None:
+    """Take away what processes that were killed had begun to make: their id stands in its name."""
+    for name in os.listdir(folder):
+        maker = name.removeprefix(start).split(".")[0]
+        if name.startswith(start) and maker.isdigit():
+            try:
+                os.kill(int(maker), 0)
+            except ProcessLookupError:
+                with suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            except (PermissionError, OverflowError):
+                pass  # it is another user's, and lives

@@ -49,7 +49,7 @@ def _pruned(before: str) -> _Pruned:
     path, found = journal.path(), _Pruned()
     if not os.path.exists(path):
         raise Missing(f"there is no journal yet ({path})")
-    making = f"{path}.{os.getpid()}"
+    making = f"{path}.pruned"  # who holds the lock is alone with it; a killed one has left it
     with Appender(path) as appender:
         found.bytes_before = os.fstat(appender.descriptor).st_size
         appender.close_tail()
@@ -60,15 +60,17 @@ def _pruned(before: str) -> _Pruned:
                 file.flush()
                 os.fsync(file.fileno())
                 found.bytes_after = file.tell()
-            if found.bytes_after < found.bytes_before:
+            if found.bytes_after == found.bytes_before:
+                os.unlink(making)
+            else:
                 os.replace(making, path)
-                with suppress(FileNotFoundError):
-                    os.unlink(place())  # of a file that is gone, whose inode may come again
         except OSError as error:
-            raise WriteFailed(f"{making}: {error.strerror}; the journal is as it was") from None
-        finally:
             with suppress(FileNotFoundError):
                 os.unlink(making)
+            raise WriteFailed(f"{making}: {error.strerror}; the journal is as it was") from None
+    if found.bytes_after < found.bytes_before:
+        with suppress(OSError):
+            os.unlink(place())  # of a file that is gone, and whose inode may come again
     appender.close()
     return found
 
