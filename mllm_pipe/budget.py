@@ -142,7 +142,7 @@ class Budget:
             raise Usage(f"{target['runtime']}: no budget in money can be held, {_why_unpriced(target)}; "
                         "or limit tokens: --max-tokens-total N")
         with self.settled:
-            for limit in self.own:
+            for limit in self.own if worst != _NOTHING else ():
                 while self.spent[limit] + self.reserved[limit] + _of(worst, limit) > limit.most:
                     if not self.reserved[limit]:
                         raise _over(limit, self.spent[limit], worst)
@@ -170,7 +170,7 @@ class Budget:
         The check raises OverBudget, or gives True if the call may be sent, False if it should be asked for again
         after LOOK_AGAIN_S: calls in flight, of whatever process, may leave enough.
         """
-        if not self.shared:
+        if not self.shared or worst == _NOTHING:
             return None
 
         def check(appender: Appender) -> bool:

@@ -13,7 +13,7 @@ from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFail
 from mllm_pipe.gate import FAULTS, LeftAlone
 from mllm_pipe.inflight import Sent, journalled, live, settled
 from mllm_pipe.patience import Patience
-from mllm_pipe.recall import answer_of, kept_result
+from mllm_pipe.recall import Claimed, answer_of, kept_result
 from mllm_pipe.runtimes import load
 from mllm_pipe.span import Io, Result, ignored, ms, span_of
 from mllm_pipe.terminal import note
@@ -77,6 +77,8 @@ def ask(
             if not attempts:
                 raise
             break  # what the first one said is why the thread fails
+        except Claimed:  # between our look and our turn another process that resumes this run has asked
+            return _recalled(patience, key, target, about, make) or _unheard(target, about)
         if failure is None:
             break
     with settled():
@@ -127,7 +129,11 @@ def _tried(
                 attempts.append(name | {"status": "error", "code": failure.code, "duration_ms": 0})
                 return None, failure
             io.started += time.monotonic() - waiting  # the deadline is for the call
-            _intend(ids[0], (target, about, io, ids[1], attempts), patience, worst)
+            try:
+                _intend(ids[0], (target, about, io, ids[1], attempts), patience, worst)
+            except (Failure, Claimed):
+                gate.turn_back()
+                raise
             began = time.monotonic()
             io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
             attempt: Record = name | {"status": "ok"} | ({"wait_ms": ms(wait)} if wait else {})
@@ -184,6 +190,8 @@ def _intend(run_id: str, sent: Sent, patience: Patience, worst: Any) -> None:
         until = time.time() + io.left_or_none()
         admit = patience.budget.admit((run_id, key), about["parent_run_id"], worst, until)
         entry["worst"] = budget.entry_of(worst, until)
+    if patience.memory and patience.memory.run:
+        admit = patience.memory.unclaimed(key, run_id, patience.retry_unknown, admit)
     while True:
         with settled():
             if journal.intend(run_id, key, entry, admit):
@@ -206,10 +214,7 @@ def _recalled(
     if isinstance(found, str):
         if patience.retry_unknown:
             return None
-        why = "this run asked before and never heard the answer, which may be billed; --retry-unknown asks again"
-        failure = CallFailed("unheard", why)
-        io = Io(0.0, None, about["parent_run_id"])
-        return Call(span_of(target, about, io, new_id(), {}, failure), None, failure, [])
+        return _unheard(target, about)
     result = answer_of(found) if found else None
     if not found or not result:
         return None
@@ -229,6 +234,14 @@ def _recalled(
     if patience.memory.run is None:
         journal.conclude(span["id"], key, "taken", [span])
     return Call(span, result, None, made)
+
+
+def _unheard(target: dict[str, Any], about: dict[str, Any]) -> Call:
+    """The call that is not made, as nobody knows whether it was paid for."""
+    why = "this run asked before and never heard the answer, which may be billed; --retry-unknown asks again"
+    failure = CallFailed("unheard", why)
+    io = Io(0.0, None, about["parent_run_id"])
+    return Call(span_of(target, about, io, new_id(), {}, failure), None, failure, [])
 
 
 def _worth_asking(candidate: dict[str, Any], last: dict[str, Any], failure: CallFailed) -> bool:

@@ -125,7 +125,7 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
 
 
-def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+def _number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     if value != value:
         raise click.BadParameter("nan is no number", context, parameter)
     return value
@@ -179,24 +179,24 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Who is asked where that one fails; in order."),
         click.option("--max-retries", type=click.IntRange(0), default=2, metavar="N",
                      help="How often a target that was busy or out of reach is asked again (default 2)."),
-        click.option("--retry-after-cap", "retry_after_cap_s", type=click.FloatRange(0), default=60.0,
+        click.option("--retry-after-cap", "retry_after_cap_s", type=click.FloatRange(0), default=60.0, callback=_number,
                      metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
-        click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True),
+        click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True), callback=_number,
                      metavar="SECONDS", help="Limit until an API begins to answer."),
         click.option("--retry-unknown", is_flag=True, envvar="MLLM_RETRY_UNKNOWN",
                      help="Ask again also what may have been billed: silent and cut answers."),
-        click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time."),
+        click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time, to each target."),
         click.option("--resume", metavar="RUN", envvar="MLLM_RESUME",
                      help="Take what RUN has an answer for from the journal; ask for the rest."),
         click.option("--cache", is_flag=True, help="Take what any run has a whole answer for from the journal."),
         click.option("--cache-ttl", callback=_duration, metavar="TIME",
                      help="The same for answers no older than this: 90s, 15m, 12h, 7d."),
-        click.option("--max-cost", type=click.FloatRange(0), metavar="USD",
+        click.option("--max-cost", type=click.FloatRange(0), callback=_number, metavar="USD",
                      help="Send nothing that could take the command beyond this."),
         click.option("--max-tokens-total", type=click.IntRange(0), metavar="N",
                      help="The same in tokens, of prompts and answers."),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0,
-                     envvar="MLLM_TIMEOUT", callback=_seconds, metavar="SECONDS",
+                     envvar="MLLM_TIMEOUT", callback=_number, metavar="SECONDS",
                      help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
     )  # fmt: skip
 

@@ -66,6 +66,12 @@ class Gate:
                     self.next_at = max(now, self.next_at) + 1 / self.pace if self.pace else 0.0
                     return now
 
+    def turn_back(self) -> None:
+        """Whoever has entered does not ask after all, so another may try."""
+        with self.free:
+            self.trying = False
+            self.free.notify_all()
+
     def leave(self, entered: float, code: str, message: str) -> None:
         """How it went: "" for an answer, else the code of the failure. entered: what `enter` gave."""
         with self.free:

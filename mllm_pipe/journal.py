@@ -72,6 +72,8 @@ def intend(run_id: str, key: str, about: Record, admit: Callable[[Appender], boo
 
     admit: asked under the lock of the journal, before anything is written; False if it says no.
     """
+    if _unwritten:  # an outcome needs more room than an intent: what is asked now may be lost as that one was
+        raise WriteFailed(_unwritten[0])
     return _write({"v": 1, "type": "intent", "id": run_id, "key": key, "at": timestamp()} | about, admit)
 
 
@@ -84,7 +86,11 @@ def conclude(run_id: str, key: str, status: str, records: list[Record], result: 
     if mode() == "spans":
         records = [record for record in records if record["type"] == "span"]
     outcome = {"v": 1, "type": "outcome", "id": run_id, "key": key, "at": timestamp()}
-    _write(outcome | {"status": status, "records": records} | kept)
+    try:
+        _write(outcome | {"status": status, "records": records} | kept)
+    except WriteFailed as failure:
+        _unwritten.append(str(failure))
+        raise
 
 
 def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bool:
@@ -102,6 +108,7 @@ def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bo
 
 
 _open: list[Appender] = []  # for the whole process
+_unwritten: list[str] = []  # why outcomes of this process are not in the journal
 _writing = Lock()
 
 

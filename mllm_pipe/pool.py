@@ -71,6 +71,10 @@ def in_flight(
         if number < 0:
             expected = future.result()
             continue
+        if failure := future.exception():
+            for done in sorted(waiting):  # what is finished was paid for, and may be nowhere else
+                yield waiting[done]
+            raise failure
         waiting[number] = item, future.result()
         while (number := given if ordered else number) in waiting:
             yield waiting.pop(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
@@ -11,10 +12,15 @@ import orjson
 from mllm_pipe import journal
 from mllm_pipe.envelope import Record, seconds_of
 from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.storage import Appender
 
 _BLOCK = 1 << 20
 
 UNHEARD = "unheard"  # asked by the run that is resumed, and nobody knows what came of it
+
+
+class Claimed(Exception):
+    """Another process has just asked the same for the same run."""
 
 
 class Memory:
@@ -46,6 +52,24 @@ class Memory:
             offset, length = self.answers[key]
         found: Record = orjson.loads(os.pread(self.descriptor, length, offset))
         return found
+
+    def unclaimed(
+        self, key: str, ident: str, again: bool, admit: Callable[[Appender], bool] | None
+    ) -> Callable[[Appender], bool]:
+        """For `journal.intend`: `admit`, but Claimed where another process that resumes the run has asked meanwhile.
+
+        It is asked under the lock of the journal, so of two only one asks. ident: the call that wants to.
+        again: --retry-unknown, so that only an answer is in its way.
+        """
+
+        def check(appender: Appender) -> bool:
+            with self.reading:
+                self._read_on()
+                if key in self.answers or (not again and self.unheard.get(key, set()) - {ident}):
+                    raise Claimed
+            return admit(appender) if admit else True
+
+        return check
 
     def _read_on(self) -> None:
         """Take note of what the journal has gained, up to its last whole line. It stays open: another may prune it."""

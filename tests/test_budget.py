@@ -143,3 +143,14 @@ def test_the_journal_says_what_a_call_could_have_cost(sh, home):
         sh(f"{CHAT} --base-url {server.url} --max-tokens-total 1000 --new q > out")
     intent = orjson.loads((home / ".local/state/mllm-pipe/journal.jsonl").read_bytes().splitlines()[0])
     assert intent["worst"] | {"until": 0} == {"usd": None, "tokens": 112, "until": 0}
+
+
+@pytest.mark.parametrize("flag", ["--max-cost", "--retry-after-cap", "--first-token", "--timeout"])
+def test_a_limit_that_is_no_number_is_told(sh, flag):
+    ran = sh(f"dispatch {flag} nan --to echo --new q")
+    assert (ran.status, ran.out) == (2, "") and "nan is no number" in ran.err
+
+
+def test_what_costs_nothing_is_not_stopped_by_a_budget_that_is_spent(sh):
+    assert sh("dispatch --to echo --new q --text", MLLM_BUDGET="day_tokens=0,run_usd=0") == (0, "q\n", "")
+    assert sh("dispatch --to echo --new q --text --max-tokens-total 0 --max-cost 0") == (0, "q\n", "")

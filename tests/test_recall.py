@@ -198,3 +198,31 @@ def test_a_batch_that_is_killed_again_and_again_pays_for_nothing_twice(home, wor
     asked, heard = entries(home, "intent"), entries(home, "outcome")
     assert server.count <= len(asked) <= server.count + kills * jobs, "an intent stands before each call"
     assert len([one for one in heard if one["status"] == "ok"]) == len({one["key"] for one in heard}) == 500
+
+
+def test_two_that_resume_a_run_at_once_pay_for_each_answer_once(sh, home, batch):
+    """Who comes second to a question takes the answer, or says that it is not known yet; it does not ask."""
+    batch(30)
+    with Play(echoed) as server:
+        line = f"dispatch -j 4 --to openai-chat:m --base-url {server.url} --resume nightly < in"
+        sh(f"({line} > one) & ({line} > two); wait", **RUN)
+        assert server.count == 30
+        ran = sh(line, **RUN)
+        assert (ran.status, ran.err, server.count) == (0, "", 30)
+    assert answers(ran) == {f"t{n}": f"QUESTION {n}" for n in range(30)}
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_where_the_journal_is_full_nothing_more_is_asked_and_no_answer_is_lost(sh, home, work, batch, jobs):
+    """An intent is short and an answer long: the disk may have room for the one alone."""
+    batch(40)
+    with Play(lambda number, text: (200, {}, text + "!" * 900)) as server:
+        line = f"dispatch -j {jobs} --to openai-chat:m --base-url {server.url} < in"
+        ran = sh(f"ulimit -f 12; {line} | cat > out; exit ${{PIPESTATUS[0]}}")
+        assert ran.status == 74 and "the answer goes on to stdout all the same" in ran.err
+        assert 0 < server.count < 40
+    got = {record["thread"] for record in map(orjson.loads, (work / "out").read_bytes().splitlines())
+           if record.get("role") == "assistant"}  # fmt: skip
+    kept = {outcome["records"][0]["thread"] for outcome in entries(home, "outcome") if outcome["status"] == "ok"}
+    assert len(got | kept) >= server.count - (jobs - 1), "in flight when it ended: nowhere to write it down"
+    assert len(got - kept) <= jobs
