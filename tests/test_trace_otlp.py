@@ -106,6 +106,7 @@ invoke_workflow [internal CHAIN] 590ms -/- unknown
     * mllm.loss reasoning of message a dropped another vendor's
   invoke_agent billing [client AGENT] 90ms 9/3 $0.002
 """
+    assert [span["attributes"].get("error.type") for span in spans_of(request)] == ["unknown", None, None, None, "timeout", None]
     agent = spans_of(request)[-1]["attributes"]
     wanted = {"gen_ai.operation.name": "invoke_agent", "gen_ai.provider.name": "anthropic", "gen_ai.request.model": "claude-haiku-5",
               "gen_ai.usage.cache_read.input_tokens": 4, "gen_ai.response.finish_reasons": ["stop"], "gen_ai.conversation.id": "t",

@@ -57,9 +57,8 @@ def of_runs(runs: list[Json], fold: Fold, resource: Json, *, content: bool = Fal
 
 def _of_run(run: Json, fold: Fold, made_of: Findings, resource: Json, content: bool, parent: str) -> Json:
     spans = [fold.spans[stage["run_id"]] for stage in run["stages"]]
-    made = _Trace(
-        run, fold, made_of, content, next((one["traceparent"] for one in spans if "traceparent" in one), parent)
-    )
+    parent = next((one["traceparent"] for one in spans if "traceparent" in one), parent)
+    made = _Trace(run, fold, made_of, content, parent)
     scope = {"name": "mllm-pipe", "version": __version__,
              "attributes": _attributes({"mllm.semconv.gen_ai": SEMCONV, "mllm.mapping": MAPPING})}  # fmt: skip
     all_spans = [made.root(), *(one for span in spans for one in made.spans(span))]
@@ -86,6 +85,8 @@ class _Trace:
             "openinference.span.kind": "CHAIN", "mllm.run.id": run["id"], "mllm.status": run["status"],
             "mllm.unpriced": run["unpriced"],
         }  # fmt: skip
+        if run["status"] not in ("ok", "no"):
+            about["error.type"] = run["status"]
         threads = {stage["thread"] for stage in run["stages"]} | {one["thread"] for one in run["findings"]}
         if len(threads) == 1:
             about |= _conversation(next(iter(threads)))
@@ -106,7 +107,8 @@ class _Trace:
         links = _listed("links", [self._link(edge) for edge in self.edges[span["id"]] if edge["from_run_id"]])
         events = _listed("events", [*self._attempts(span, start), *_losses(span, start),
                                     *(event for one in findings for event in self._finding(one))])  # fmt: skip
-        failed = self._failed(span, findings)
+        code, failed = self._why(span, findings)
+        seen["error.type"] = code
         if op not in ("judge", "route"):
             name, kind, about = self._call(span)
             return [self._span(name, ident, self.root_id, kind, start, took, about | seen) | events | links | failed]
@@ -116,8 +118,8 @@ class _Trace:
         purpose |= {"mllm.route.target": found.get("target"), "mllm.route.by": found.get("by")} if op == "route" else {}
         outer = self._span(_named(op, what), ident, self.root_id, _INTERNAL, start, took, purpose | seen)
         name, kind, about = self._call(span)
-        below = digest(f"call {span['id']}".encode())[:16]
-        inner = self._span(name, below, ident, kind, start, took, about | _conversation(span["thread"]))
+        about |= _conversation(span["thread"]) | {"error.type": code}
+        inner = self._span(name, digest(f"call {span['id']}".encode())[:16], ident, kind, start, took, about)
         return [outer | events | links | failed, inner | failed]
 
     def _span(self, name: str, ident: str, above: str, kind: int, start: int, took: float, about: Json) -> Json:
@@ -215,15 +217,15 @@ class _Trace:
         about = {f"mllm.{one['type']}.{name}": one.get(name) for name in names}
         return [_event(f"mllm.{one['type']}", at, about | {f"mllm.{one['type']}.id": one["id"]})]
 
-    def _failed(self, span: Record, findings: list[Record]) -> Json:
-        """Status and reason of what gave no whole answer. Success sets none, by the conventions."""
+    def _why(self, span: Record, findings: list[Record]) -> tuple[str | None, Json]:
+        """(error.type, status) of what gave no whole answer. Success sets none, by the conventions."""
         if span["status"] == "ok":
-            return {}
+            return None, {}
         error: Json = next((one for one in findings if one["type"] == "error"), {})
         codes = [one["code"] for one in span.get("attempts", []) if "code" in one]
         code = error.get("code") or (codes[-1] if codes else span["status"])
         said = error.get("message") if self.content else None
-        return {"status": {"message": f"{code}: {said}" if said else code, "code": _ERROR}}
+        return code, {"status": {"message": f"{code}: {said}" if said else code, "code": _ERROR}}
 
 
 def resource_of(environment: dict[str, str]) -> Json:
