@@ -77,35 +77,42 @@ class Keywords:
     at; so fifty lists cost hardly more than one.
     """
 
-    __slots__ = ("lists", "of_word", "of_bytes", "without")
+    __slots__ = ("lists", "words", "of_word", "of_bytes", "without")
 
     def __init__(self, lists: list[list[str]]) -> None:
         """lists: of folded keywords. A list is known by its place."""
         self.lists = lists
-        self.of_word: dict[str, list[tuple[int, str]]] = {}  # by the first word that is in it
+        self.words: dict[str, list[int]] = {}  # keywords that are one word and nothing else
+        self.of_word: dict[str, list[tuple[int, str]]] = {}  # the others, by the first word that is in them
         self.without: list[tuple[int, str]] = []  # what has no word in it
         for place, keywords in enumerate(lists):
             for keyword in keywords:
                 word = _WORD.search(keyword)
                 if not word:
                     self.without.append((place, keyword))
-                elif not _BEYOND_PLAIN.search(keyword):  # those are in no plain text
+                elif _BEYOND_PLAIN.search(keyword):
+                    continue  # it is in no plain text
+                elif word[0] == keyword:
+                    self.words.setdefault(keyword, []).append(place)
+                else:
                     self.of_word.setdefault(word[0], []).append((place, keyword))
-        self.of_bytes = {word.encode(): word for word in self.of_word if word.isascii()}
+        self.of_bytes = {word.encode(): word for word in (*self.words, *self.of_word) if word.isascii()}
 
     def hits(self, text: str) -> dict[int, str]:
         """The places of the lists that have a keyword in the text, each with that keyword."""
         if text.isascii():
             there = self.of_bytes.keys() & text.encode().translate(_ASCII_WORDS).split()
-            words = [self.of_bytes[word] for word in sorted(there)]
-            if not words and not self.without:
-                return {}
-            text = folded(text)
+            words = [self.of_bytes[word] for word in sorted(there)] if there else []
         else:
             text = folded(text)
             if _BEYOND_PLAIN.search(text):
                 return {place: keyword for place, keywords in enumerate(self.lists) for keyword in keywords
                         if found(keyword, text)}  # fmt: skip
-            words = sorted(self.of_word.keys() & set(_WORD.findall(text)))
-        asked = [one for word in words for one in self.of_word[word]]
-        return {place: keyword for place, keyword in (*asked, *self.without) if found(keyword, text)}
+            all_words = set(_WORD.findall(text))
+            words = sorted((self.words.keys() & all_words) | (self.of_word.keys() & all_words))
+        hits = {place: word for word in words for place in self.words.get(word, ())}
+        asked = [*[one for word in words for one in self.of_word.get(word, ())], *self.without]
+        if asked:
+            text = folded(text)
+            hits |= {place: keyword for place, keyword in asked if found(keyword, text)}
+        return hits
