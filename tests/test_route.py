@@ -10,6 +10,7 @@ from conftest import masked
 from hypothesis import given
 from hypothesis import strategies as st
 from test_dispatch import calls, thread
+from test_main_job import needs_programs, said, vendors  # noqa: F401
 
 from mllm_pipe.routing.words import Keywords, folded
 from mllm_pipe.routing.words import found as whole
@@ -508,3 +509,46 @@ def test_the_configuration_shows_routers_and_prompts_with_their_lines(sh, suppor
         'routers.support.children = ["billing","technical"] 9', 'routers.support.rules.0.name = "money" 12',
         'routers.support.rules.0.keywords = ["refund","invoice"] 13', 'routers.support.rules.0.target = "billing" 14',
         'prompts.p.text = "Say {x}." 16']  # fmt: skip
+
+
+# -- with the real programs
+
+
+PROGRAMS_ROUTED = """
+[agents.billing]
+description = "refunds, invoices"
+runtime = "codex"
+system = "You answer about money."
+[agents.technical]
+description = "errors, crashes"
+runtime = "codex"
+[routers.support]
+children = ["billing", "technical"]
+models = { router = "claude" }
+[[routers.support.rules]]
+name = "crash"
+keywords = ["crash"]
+target = "technical"
+"""
+
+
+@needs_programs
+def test_a_rule_sends_no_request_and_where_none_matches_claude_chooses_and_codex_answers(vendors, work):  # noqa: F811
+    (work / "mllm.toml").write_text(PROGRAMS_ROUTED)
+    here = {"MLLM_CONFIG": str(work / "mllm.toml")}
+    ran = vendors("thread-append f --thread t 'A crash!' | route | dispatch -q | thread-append f | trace", **here)
+    assert (ran.status, ran.err) == (0, "")
+    assert [(stage["op"], stage["slot"], stage["agent"], stage["runtime"]) for stage in ran.records[0]["stages"]] == [
+        ("dispatch", "response", "technical", "codex")]  # fmt: skip
+    assert (len(vendors.claude.calls()), len(vendors.codex.calls())) == (0, 1)
+    ran = vendors("thread-append f 'And my money?' | route --reroute | dispatch -q | thread-append f | trace", **here)
+    assert (ran.status, ran.err) == (0, "")
+    (run,) = ran.records
+    assert [(stage["op"], stage["slot"], stage["agent"], stage["runtime"]) for stage in run["stages"]] == [
+        ("route", "router", "support", "claude"), ("dispatch", "response", "billing", "codex")]  # fmt: skip
+    assert routes(vendors("cat f"))[1:] == [("billing", "model", 0.9)]
+    assert (len(vendors.claude.calls()), len(vendors.codex.calls())) == (1, 2)
+    asked = " ".join(text for _, text in said(vendors.claude.calls()[0]))
+    assert "- billing: refunds, invoices\n- technical: errors, crashes" in asked and "And my money?" in asked
+    turns = said(vendors.codex.calls()[1])
+    assert [text for role, text in turns if role == "user"][-1].endswith("And my money?") and any("A crash!" in text for _, text in turns)

@@ -4,7 +4,7 @@ The first segment of the path is the scenario, so one server serves many tests a
 http://127.0.0.1:PORT/SCENARIO[~TAG]/..., for example /ok, /401, /tool~case7. Scenarios of every dialect:
 
     ok       one text answer: "LOOPBACK-OK turns=N chars=N" (the sizes of what was received); a verdict, if the last
-             user text asks for one (MARKER)
+             user text asks for one (MARKER), a router's choice of the first agent if it lists agents
     verdict  a judge's finding: one JSON object with one criterion, score 5
     echo     the last user text
     json     {"answer": 42}
@@ -197,6 +197,8 @@ def new_id(prefix: str) -> str:
 
 def text_for(scenario: str, turns: int, chars: int, last: str) -> str:
     """The text of the answer to a request of so many turns and characters, `last` being the last user text."""
+    if scenario == "ok" and (child := re.search(r"(?m)^The agents:\n- ([^:\n]+):", last)):
+        return json.dumps({"target": child[1], "confidence": 0.9, "reason": "it is for that"})
     if scenario == "verdict" or (scenario == "ok" and MARKER in last):
         named = re.search(r'"name":\s*"([^"]+)"', last)
         finding = {"name": named[1] if named else "correctness", "score": 5, "reason": "looks right"}
