@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from loopback import serve
 from loopback.play import STREAM
 
 KEY = "sk-canary-0123456789abcdef"
@@ -205,3 +208,28 @@ def test_a_key_is_typed_at_a_hidden_prompt(sh, home):
 def test_what_is_no_key_or_name_is_told(sh, line, status, why):
     ran = sh(line)
     assert (ran.status, ran.out) == (status, "") and ran.err.startswith(f"mllm: {why}")
+
+
+# -- the agent programs themselves
+
+
+@pytest.mark.parametrize(("kind", "dialect", "tail", "header"), [
+    ("claude", "anthropic", "", "x-api-key"), ("codex", "responses", "/v1", "authorization"),
+    ("gemini", "google", "", "x-goog-api-key"),
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["command", "file"])
+def test_an_agent_program_is_given_the_key_of_a_command_or_a_file(sh, home, kind, dialect, tail, header, place):
+    programs = os.environ.get("MLLM_TEST_PROGRAMS", "")
+    if not shutil.which(kind, path=programs):
+        pytest.skip(f"{kind} is not in $MLLM_TEST_PROGRAMS")
+    with serve(dialect) as server:
+        text = f'[runtimes.work]\nkind = "{kind}"\nbase_url = "{server.url("ok", tail)}"\n'
+        text += 'key_command = "printenv CANARY"\n' if place == "command" else ""
+        (home / ".config/mllm-pipe").mkdir(parents=True)
+        (home / ".config/mllm-pipe/mllm.toml").write_text(text)
+        if place == "file":
+            sh(f"echo {KEY} | mllm keys set work")
+        ran = sh(f"PATH={programs}:$PATH; {ASK}", CANARY=KEY)
+        assert (ran.status, ran.out[:11]) == (0, "LOOPBACK-OK"), ran.err
+        assert KEY not in ran.out + ran.err
+        assert all(header in call["headers"] for call in server.calls())

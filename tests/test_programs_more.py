@@ -334,7 +334,7 @@ def test_a_key_of_another_name_is_used_and_a_missing_one_named(
     assert headers.get("x-goog-api-key", headers.get("authorization")) == "***"
     failed = program.failure(key_env="NO_KEY")
     assert (failed.code, failed.billed) == ("auth", "no")
-    assert str(failed) == "the environment has no NO_KEY, which is to hold the key; export it"
+    assert str(failed) == "NO_KEY is not set; it should hold the key"
 
 
 def test_usable_says_why_not(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
