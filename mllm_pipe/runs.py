@@ -95,7 +95,8 @@ class Fold:
         starts = [start for span in spans if (start := seconds_of(span["started_at"])) is not None]
         ends = [end for span in spans if (end := ended(span)) is not None]
         statuses = [span["status"] for span in spans]
-        statuses += ["no" for finding in findings if _says_no(finding)]
+        answered = _answered(spans)
+        statuses += ["no" for one in findings if _says_no(one) and not _mended(one, answered.get(one["thread"]))]
         statuses += ["error" for one in findings if one["type"] == "error" and "parent_run_id" in one]
         edges = {span["id"]: self.edges(span) for span in spans}
         made: dict[str, list[Record]] = {span["id"]: [] for span in spans}
@@ -233,6 +234,17 @@ def _says_no(finding: Record) -> bool:
         and finding["pass"] is not True
         or (finding["type"] == "route" and finding["by"] == "none")
     )
+
+
+def _answered(spans: list[Record]) -> dict[str, float]:
+    """When each thread was asked for the last of its answers."""
+    return {span["thread"]: _order(span) for span in spans if span["op"] == "dispatch" and span["status"] == "ok"}
+
+
+def _mended(finding: Record, answered: float | None) -> bool:
+    """True if its thread was answered anew after a finding: that answer is what counts (as in a handoff)."""
+    at = seconds_of(finding.get("at", ""))
+    return at is not None and answered is not None and answered >= at
 
 
 def _finding(record: Record) -> dict[str, Any]:

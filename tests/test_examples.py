@@ -79,7 +79,7 @@ def test_review_loop_sh_goes_round_until_it_passes(sh, desk):
     ran = sh(f'sh {EXAMPLES}/review-loop.sh haiku.jsonl "Write a haiku." && trace --format tree < haiku.jsonl', **TREE)
     assert (ran.status, ran.err) == (0, "")
     assert re.sub("review-[0-9T-]+", "RUN", told(ran.out)) == """\
-run RUN  no  TIME  T  unknown
+run RUN  ok  TIME  T  unknown
 ├─ dispatch writer  exec  ok  BAR  T  unknown
 ├─ dispatch reviewer  exec  ok  BAR  T  unknown
 ├─ verdict  fail 0.00 by check
@@ -102,7 +102,7 @@ def test_review_loop_toml_is_the_same_as_a_group(sh, desk):
     ran = sh(f'group -q {EXAMPLES}/review-loop.toml "Write a haiku." | thread-append haiku.jsonl | trace --format tree', **TREE)
     assert (ran.status, ran.err) == (0, "")
     assert told(ran.out) == """\
-run ID  no  group review-loop  TIME
+run ID  ok  group review-loop  TIME
 │  T  unknown
 ├─ 1.1: dispatch writer  exec  ok  BAR  T  unknown
 ├─ 1.2: dispatch reviewer  exec  ok  BAR  T  unknown

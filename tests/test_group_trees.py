@@ -81,3 +81,17 @@ def test_what_was_handed_over_says_which_version_was_reviewed(sh, work):
         assert (edge["from_agent"], edge["to_agent"], edge["message_id"], edge["sha256"]) == (
             answer["author"]["agent"], reader, answer["id"], sha256(answer["content"].encode()).hexdigest())  # fmt: skip
     assert len(edges) == 4
+
+
+@pytest.mark.parametrize("rounds, status, said", [(1, 1, "no"), (3, 0, "ok")])
+def test_a_run_is_no_as_long_as_its_last_answer_was_not_good_enough(sh, work, rounds, status, said):
+    verdict = '{"criteria":[{"name":"correctness","score":%s,"reason":"r"}]}'
+    (work / "evaluator").write_text(f"#!/bin/sh\ngrep -q 'draft 1' && echo '{verdict % 5}' || echo '{verdict % 1}'\n")
+    (work / "evaluator").chmod(0o755)
+    stages = orjson.dumps([f'dispatch --to "{WRITER}" --as writer']).decode()
+    (work / "g.toml").write_text(f"stages = {stages}\nuntil = 'judge --by exec:./evaluator --rubric correctness'\nmax_rounds = {rounds}\n")
+    ran = sh("group -q --new g.toml Write. | tee out | trace; exit ${PIPESTATUS[0]}")
+    assert (ran.status, ran.records[0]["status"]) == (status, said)
+    assert sh("trace --journal").records[0]["status"] == said
+    assert sh("trace --sql 'select status from runs'").records == [{"status": said}]
+    assert [len(sh(f"trace --journal --status {one}").records) for one in ("ok", "no")] == [said == "ok", said == "no"]

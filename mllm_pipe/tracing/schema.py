@@ -1,7 +1,7 @@
 """The tables of the journal's index, and the views over them that --sql documents. Text of messages is not copied:
-the view reads it where it stands in the journal."""
+the view reads it where it stands in the journal. Ids of calls are in the order of time (UUIDv7)."""
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 create table meta (version integer, device integer, inode integer, head text, offset integer);
@@ -31,9 +31,15 @@ create view spans as select call.id, run as parent_run_id, thread, op, slot, age
   status, started_at, duration_ms, first_token_ms, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens,
   reasoning_tokens, cost / 1e12 as cost_usd, cost_source, input_id, handed_id, losses
   from call join kind on kind.n = call.kind;
+create view denied as select said.run from
+  (select run, thread, max(run_id) as id from verdict where pass is not 1 group by run, thread) as said
+  left join (select run, thread, max(call.id) as id from call join kind on kind.n = call.kind
+    where op = 'dispatch' and status = 'ok' and run in (select run from verdict where pass is not 1)
+    group by run, thread) as answer on answer.run = said.run and answer.thread = said.thread
+  where answer.id is null or answer.id < said.id;
 create view runs as select run as id, max("group") as "group",
   case max(case status when 'error' then 3 when 'unknown' then 2 else
-    exists (select 1 from verdict where verdict.run = call.run and pass is not 1) end)
+    run in (select run from denied) end)
     when 3 then 'error' when 2 then 'unknown' when 1 then 'no' else 'ok' end as status,
   min(started_at) as started_at,
   round(max((julianday(started_at) - 2461000) * 86400000 + duration_ms)
