@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from programs import carrying
@@ -109,3 +110,14 @@ def test_a_group_that_is_killed_takes_its_programs_along_and_pays_for_nothing_tw
     assert (ran.status, ran.err, ran.records[0]["id"]) == (0, "", "evening")
     assert {name: len(server.calls("ok")) for name, server in servers.items()} == {"writer": 2, "reviewer": 1}
     assert {name: len(server.calls("hang")) for name, server in servers.items()} == {"writer": 0, "reviewer": 0} | {stage: 1}
+
+
+@needs_programs
+def test_the_gate_of_the_examples_builds_with_them(vendors, work):  # noqa: F811
+    (work / "commits.txt").write_text("fix: quotes in fields\n")
+    gate = Path(__file__).parent / "examples/gate.mk"
+    ran = vendors(f"make -s -f {gate} WRITER=claude REVIEWER=codex JUDGE='--by claude --rubric correctness' > table && cat notes.md")
+    assert (ran.status, ran.err, ran.out[:12]) == (0, "", "LOOPBACK-OK ")
+    assert (len(vendors.claude.calls()), len(vendors.codex.calls())) == (2, 1)
+    assert [line.split()[1:4] for line in (work / "table").read_text().splitlines()[2:5]] == [
+        ["dispatch", "writer", "claude"], ["dispatch", "reviewer", "codex"], ["judge", "claude", "claude-opus-4-8"]]  # fmt: skip
