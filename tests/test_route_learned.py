@@ -82,6 +82,14 @@ def test_a_learned_rule_without_a_target_tells_targets_apart(sh, work):
     assert (ran.status, ran.out) == (0, "cheap  default  thread t  no rule matches\n")
 
 
+def test_what_is_written_without_blanks_is_learned_by_its_letters(sh, work):
+    words = {"cheap": ["你好", "谢谢"], "big": ["证明定理", "求积分"]}
+    dice = random.Random(5)
+    names = [dice.choice(["cheap", "big"]) for _ in range(80)]
+    log(work, [{"prompt": f"请{dice.choice(words[name])}吧{dice.choice('一二三四')}", "target": name} for name in names])
+    assert sh("route --fit log -o router.json").records[0]["accuracy"] == 1.0
+
+
 def test_the_verdicts_of_a_thread_file_are_a_log(sh, work):
     lines = []
     for number, row in enumerate(outcomes(80)):

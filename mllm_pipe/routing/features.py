@@ -12,7 +12,9 @@ from zlib import crc32
 
 BUCKETS = 1 << 17
 MOST_CHARS = 20_000  # of a text; what comes after is not looked at
-_WORD = re.compile(r"\w+")
+# Where words are written without blanks (Thai, Lao, Burmese, Khmer, Kana, Han), each letter counts as one.
+_SPACELESS = "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?:\s|$)")
 _SIGN = re.compile(r"[=+*/^<>\\_|{}\[\]]")

@@ -25,7 +25,7 @@ _SCRIPTS = [
 ]  # fmt: skip
 _OF_SCRIPT = [(code, re.compile(f"[{ranges}]")) for code, ranges in _SCRIPTS]
 _LATIN = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\s\d.,;:!?\"'’()\[\]{}<>«»„“”।،؟/_-]+")  # marks are part of words: \w does not have them
 
 
 @cache
