@@ -13,7 +13,6 @@ from mllm_pipe.errors import FAILED, Outcome, Usage
 from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.patience import patience_of
 from mllm_pipe.pool import in_flight
-from mllm_pipe.routing import explaining, measuring
 from mllm_pipe.routing.deciding import Decision
 from mllm_pipe.routing.router import find_router
 from mllm_pipe.runtimes import load
@@ -53,6 +52,8 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
     if fit:
         if not output or name or rules or labels:
             raise Usage("say route --fit LOG -o FILE, and perhaps --strong-share")
+        from mllm_pipe.routing import measuring
+
         report = measuring.made(fit, output, strong_share)
         show(measuring.text_of(report) if as_text else line_of(report).decode())
         return 0
@@ -87,12 +88,16 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
             yield decision
 
     if labels:
+        from mllm_pipe.routing import measuring
+
         report = measuring.measured(router, labels, source.run(), decided)
         show(measuring.text_of(report) if as_text else line_of(report).decode())
         return outcome.status()
     for decision in decided(map(Decision, source.threads()), not unordered):
         thread, failure, route = decision.thread, decision.failure, decision.route
         if explain and not failure and thread.status != "failed":
+            from mllm_pipe.routing import explaining
+
             told = explaining.explained(decision, router)
             show(explaining.text_of(told) if as_text else line_of(told).decode())
             continue

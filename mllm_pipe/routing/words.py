@@ -12,21 +12,26 @@ blanks, so there every letter may end a word, but never between a letter and its
 from __future__ import annotations
 
 import re
+from functools import cache
 
-_UNSEEN = re.compile("[\u00ad\u034f\u200c\u200d\u2060\ufe00-\ufe0f\ufeff]")
+# Classes of characters, which are compiled only if a text is not ASCII: that takes as long as a start-up can spare.
+_UNSEEN = "\u00ad\u034f\u200c\u200d\u2060\ufe00-\ufe0f\ufeff"
 # Written without blanks between words: Thai, Lao, Burmese, Khmer, Hiragana, Bopomofo, Han with its extensions.
-_SPACELESS = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f\u3005-\u3007\u3021-\u3029\u3041-\u309f\u3105-\u312f"
-    "\u31a0-\u31bf\u31c0-\u31e3\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f\u3005-\u3007\u3021-\u3029\u3041-\u309f\u3105-\u312f"
+    "\u31a0-\u31bf\u31c0-\u31e3\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff]")
+_KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 # Latin, Greek, Cyrillic and the signs around them, when folded: there, words are runs of \w and nothing else.
-_BEYOND_PLAIN = re.compile(
-    "[^\x00-\u02ff\u0370-\u0482\u048a-\u052f\u2010-\u205e\u20a0-\u20bf\u2190-\u23ff\u2500-\u27bf]"
-)
+_BEYOND_PLAIN = "^\x00-\u02ff\u0370-\u0482\u048a-\u052f\u2010-\u205e\u20a0-\u20bf\u2190-\u23ff\u2500-\u27bf"
 _WORD = re.compile(r"\w+")
 # Of ASCII: lower case, and a blank for all that is in no word.
 _ASCII_WORDS = bytes(ord(chr(byte).lower()) if chr(byte).isalnum() or byte == 95 else 32 for byte in range(128)) * 2
+
+
+@cache
+def _one_of(characters: str) -> re.Pattern[str]:
+    return re.compile(f"[{characters}]")
 
 
 def folded(text: str) -> str:
@@ -36,7 +41,7 @@ def folded(text: str) -> str:
     else:
         from unicodedata import normalize
 
-        text = _UNSEEN.sub("", normalize("NFKC", normalize("NFKC", text).casefold()))
+        text = _one_of(_UNSEEN).sub("", normalize("NFKC", normalize("NFKC", text).casefold()))
     return " ".join(text.split())
 
 
@@ -59,9 +64,9 @@ def _joined(left: str, right: str) -> bool:
         return _is_mark(right) and (left.isalnum() or _is_mark(left))
     if not left.isalnum() and left != "_" and not _is_mark(left):
         return False
-    if _SPACELESS.match(left) or _SPACELESS.match(right):
+    if _one_of(_SPACELESS).match(left) or _one_of(_SPACELESS).match(right):
         return False
-    return bool(_KATAKANA.match(left)) == bool(_KATAKANA.match(right))
+    return bool(_one_of(_KATAKANA).match(left)) == bool(_one_of(_KATAKANA).match(right))
 
 
 def _is_mark(character: str) -> bool:
@@ -90,7 +95,7 @@ class Keywords:
                 word = _WORD.search(keyword)
                 if not word:
                     self.without.append((place, keyword))
-                elif _BEYOND_PLAIN.search(keyword):
+                elif not keyword.isascii() and _one_of(_BEYOND_PLAIN).search(keyword):
                     continue  # it is in no plain text
                 elif word[0] == keyword:
                     self.words.setdefault(keyword, []).append(place)
@@ -105,7 +110,7 @@ class Keywords:
             words = [self.of_bytes[word] for word in sorted(there)] if there else []
         else:
             text = folded(text)
-            if _BEYOND_PLAIN.search(text):
+            if _one_of(_BEYOND_PLAIN).search(text):
                 return {place: keyword for place, keywords in enumerate(self.lists) for keyword in keywords
                         if found(keyword, text)}  # fmt: skip
             all_words = set(_WORD.findall(text))

@@ -13,12 +13,14 @@ export PATH HOME
 mkdir "$HOME"
 cd "$work"
 dispatch --to echo --new "a question" >thread.jsonl
+printf '[[rules]]\nkeywords = "question"\ntarget = "a"\n' >rules.toml
 exec "$work/venv/bin/python" "$here/tests/bench/paired.py" --runs "${RUNS:-15}" \
 	--floor 'python3 -c "import click, orjson"' \
 	'python3 -c pass' \
 	'thread-append --new x' \
 	'thread-append - < thread.jsonl' \
 	'judge --check contains:question < thread.jsonl' \
+	'route --rules rules.toml < thread.jsonl' \
 	'trace < thread.jsonl' \
 	'dispatch --to exec:cat --new x' \
 	'thread-append --help' 'dispatch --help' 'judge --help' 'trace --help' 'mllm --help'
