@@ -60,6 +60,7 @@ def ask(
     run_id, attempts = new_id(), list[Record]()
     began, started_at = time.monotonic(), timestamp()
     last, result, failure, io = target, None, None, Io(timeout_s)
+    cut: list[dict[str, Any]] = []
     for candidate in (target, *patience.fallbacks):
         if failure and not _worth_asking(candidate, last, failure):
             continue
@@ -79,6 +80,7 @@ def ask(
             break  # what the first one said is why the thread fails
         except Claimed:  # between our look and our turn another process that resumes this run has asked
             return _recalled(patience, key, target, about, make) or _unheard(target, about)
+        cut += io.cut
         if failure is None:
             break
     with settled():
@@ -91,7 +93,8 @@ def ask(
         call = Call(span, result, failure, made)
         try:
             kept = kept_result(result, made) if result and not failure else None
-            journal.conclude(run_id, key, span["status"], [span, *made], kept)
+            cut = cut[:-1] if failure and result else cut  # the last one is in `made`
+            journal.conclude(run_id, key, span["status"], [span, *made], kept, cut)
             journalled.append(run_id)
         except WriteFailed as lost:
             call.unkept = str(lost)
@@ -148,6 +151,8 @@ def _tried(
                 code = failed.code
                 attempt |= {"status": "unknown" if unsure else "error", "code": code}
                 result, failure = failed.result, failed
+                if result and result["parts"]:
+                    io.cut.append(name | {"code": code, "parts": result["parts"]})
                 next_wait = patience.wait_s(number, failed)
                 if next_wait is None or next_wait >= io.left_or_none():
                     if number > 1:

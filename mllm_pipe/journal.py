@@ -7,14 +7,15 @@ $XDG_STATE_HOME/mllm-pipe/journal.jsonl, mode 0600. MLLM_JOURNAL=off keeps none,
 
 Each try of a call has an intent, with the same id, and all of them one outcome: its status is ok, error (surely not
 paid for), unknown, or taken (from an earlier run, nothing was sent). An intent may say the `worst` that the call can
-cost (mllm_pipe.budget). Where no record of an outcome is a message, `result` is what was answered.
+cost (mllm_pipe.budget). Where no record of an outcome is a message, `result` is what was answered. `cut` has what had
+come of tries that failed before another was made: it may have to be paid for, and stands nowhere else.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -77,12 +78,22 @@ def intend(run_id: str, key: str, about: Record, admit: Callable[[Appender], boo
     return _write({"v": 1, "type": "intent", "id": run_id, "key": key, "at": timestamp()} | about, admit)
 
 
-def conclude(run_id: str, key: str, status: str, records: list[Record], result: dict[str, Any] | None = None) -> None:
-    """Write how it ended, the records that it made, and what was answered where these do not say it.
+def conclude(
+    run_id: str,
+    key: str,
+    status: str,
+    records: list[Record],
+    result: dict[str, Any] | None = None,
+    cut: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write how it ended, the records that it made, what was answered where these do not say it, and what had come of
+    earlier tries that were cut off.
 
     WriteFailed if that cannot be.
     """
-    kept = {"result": result} if result and mode() == "full" else {}
+    kept: Record = {}
+    if mode() == "full":
+        kept = ({"result": result} if result else {}) | ({"cut": cut} if cut else {})
     if mode() == "spans":
         records = [record for record in records if record["type"] == "span"]
     outcome = {"v": 1, "type": "outcome", "id": run_id, "key": key, "at": timestamp()}

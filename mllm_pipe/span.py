@@ -26,6 +26,7 @@ class Io:
         self.first_text: float | None = None
         self.ignored: list[dict[str, Any]] = []  # losses: what the runtime takes no notice of
         self.pieces: list[str] = []  # of the answer, for the journal if it is cut off
+        self.cut: list[dict[str, Any]] = []  # what had come of tries that failed: it may have been paid for
 
     def text(self, piece: str) -> None:
         """A piece of the answer has come."""

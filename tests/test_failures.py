@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import orjson
 import pytest
 from loopback import serve
 from loopback.chaos import Chaos
@@ -43,8 +44,11 @@ def test_it_gives_up_after_the_retries_and_says_so(sh, chat):
 
 def test_a_wait_beyond_the_cap_or_the_deadline_is_not_waited_for(sh, chat):
     assert ask(sh, chat, "429", "--retry-after-cap 0.5").status == 75
-    assert ask(sh, chat, "429", "--timeout 0.9").status == 75
-    assert len(chat.calls()) == 2
+    assert len(chat.calls()) == 1
+    with Chaos() as server:
+        url = server.url("retry-after-999999", "openai-chat", "/v1")
+        ran = sh(f"dispatch --to vllm/m --base-url {url} --retry-after-cap 9999999 --timeout 30 --new q > out")
+        assert (ran.status, server.asked.total()) == (75, 1)
 
 
 @pytest.mark.parametrize("scenario", ["400", "401", "403", "404", "413", "cut", "reset", "empty", "html"])
@@ -115,6 +119,17 @@ def test_a_fallback_starts_clean(sh, chat):
     shown = sh(f"script -qec '{line}' /dev/null < /dev/null", OPENAI_API_KEY="k").out.replace("\r\n", "\n")
     assert re.fullmatch(r"half an ans\ndispatch: thread \S+: openai-chat: the answer ended without a finish reason; exec is "
                         r"asked instead\nhello\n", shown), shown  # fmt: skip
+
+
+def test_what_came_before_another_was_asked_is_in_the_journal(sh, home, chat):
+    """Half an answer may have to be paid for as a whole one."""
+    for flags in (["--fallback", "echo"], ["--fallback", "exec:false"], ["--retry-unknown", "--max-retries", "1"]):
+        ask(sh, chat, "cut", *flags)
+    outcomes = [entry for entry in map(orjson.loads, (home / ".local/state/mllm-pipe/journal.jsonl").read_bytes().splitlines())
+                if entry["type"] == "outcome"]  # fmt: skip
+    half = {"runtime": "openai-chat", "model": "m", "code": "cut", "parts": [{"type": "text", "text": "half an ans"}]}
+    assert [outcome.get("cut") for outcome in outcomes] == [[half], [half], [half]]
+    assert [record.get("content") for record in outcomes[2]["records"]] == [None, "half an ans"]
 
 
 def test_a_runtime_may_have_limits_of_its_own(sh, home):
