@@ -154,3 +154,29 @@ def test_a_limit_that_is_no_number_is_told(sh, flag):
 def test_what_costs_nothing_is_not_stopped_by_a_budget_that_is_spent(sh):
     assert sh("dispatch --to echo --new q --text", MLLM_BUDGET="day_tokens=0,run_usd=0") == (0, "q\n", "")
     assert sh("dispatch --to echo --new q --text --max-tokens-total 0 --max-cost 0") == (0, "q\n", "")
+
+
+def test_each_call_of_a_thread_with_tools_is_checked(sh, home, work):
+    """The second one, with the result of the tool, would go beyond: the thread fails, and nothing more is sent."""
+    (work / "bash.json").write_text('{"name":"bash","description":"runs","input_schema":{"type":"object"}}')
+    with serve("chat") as server:
+        line = f"{CHAT} --base-url {server.url('tool')}/v1 --tool bash.json --run-tools exec:cat --new q"
+        ran = sh(f"{line} --max-tokens-total 200 | cat; exit ${{PIPESTATUS[0]}}", **KEY)
+        assert (ran.status, len(server.calls())) == (4, 1), ran.err
+        assert ran.kinds() == "begin tools user assistant span span tool error failed end"
+        assert sh(f"{line} --max-tokens-total 2000 > out", **KEY).status == 0 and len(server.calls()) == 3
+
+
+def test_a_summary_is_paid_for_out_of_the_same_budget(sh, home, work):
+    turns = "".join(f'{{"v":1,"type":"message","thread":"t","id":"m{n}","role":"{("user", "assistant")[n % 2]}",'
+                    f'"content":"{n} {"word " * 300}"}}\n' for n in range(9))  # fmt: skip
+    (work / "in").write_text(turns)
+    with Play(told) as server:
+        (home / ".config/mllm-pipe").mkdir(parents=True)
+        (home / ".config/mllm-pipe/mllm.toml").write_text(
+            f'[runtimes.r]\nkind = "openai-chat"\nmodel = "m"\nbase_url = "{server.url}"\nmax_tokens = 100\n'
+            '[agents.a]\nruntime = "r"\nmodels = { summarizer = "r" }\n')  # fmt: skip
+        ran = sh("dispatch --to a --window 3000 --max-tokens-total 100 < in > out")
+        assert (ran.status, server.count) == (4, 0), ran.err
+        ran = sh("dispatch --to a --window 3000 --max-tokens-total 99999 < in > out")
+        assert (ran.status, server.count) == (0, 2), ran.err
