@@ -22,6 +22,7 @@ from mllm_pipe.terminal import kind_of, note, program, safe, say
 
 STARTED = time.time()
 PassOn = Callable[[Record], None]
+AT_ONCE = 4096  # lines
 FRESH_S = 60.0  # a handoff made longer ago than this before our start belongs to an earlier run
 
 
@@ -272,8 +273,9 @@ class Sink:
             if self.baton and not self.begun:
                 lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1], *lines]
             self.begun = True
-            data = b"\n".join(lines) + b"\n"
-            write(safe(data.decode("utf-8", "replace")).encode() if self.terminal else data)
+            for at in range(0, len(lines), AT_ONCE):  # a long thread is not kept a second time
+                data = b"\n".join(lines[at : at + AT_ONCE]) + b"\n"
+                write(safe(data.decode("utf-8", "replace")).encode() if self.terminal else data)
 
     def end(self, source: Source | None, outcome: Outcome) -> None:
         """Write the end record, unless the input itself was cut: then the next command shall see it too."""

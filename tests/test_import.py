@@ -6,7 +6,6 @@ import os
 import pty
 import shutil
 import subprocess
-import tempfile
 
 import orjson
 import pytest
@@ -142,18 +141,19 @@ def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, progra
     assert state(home) == before, "reading changes nothing"
 
 
-def test_a_live_database_is_read_from_a_copy_and_stays_as_it_is(sh, home, work):
+def test_a_live_database_is_read_from_a_copy_and_stays_as_it_is(sh, home, work, tmp_path):
     """What is in the log of a running program counts, no lock stands in its way, and no file comes to lie beside it."""
     place = home / ".local" / "share" / "opencode" / "opencode.db"
     document = orjson.loads(FILES["opencode"].read_text().replace("$WORK", str(work)))
     writer = keep(place, document, live=True)
     assert place.with_name("opencode.db-wal").stat().st_size > 0
     writer.execute("BEGIN IMMEDIATE")
-    before, there = state(home), sorted(os.listdir(tempfile.gettempdir()))
-    ran = sh("thread-import --from opencode --last | jq -r 'select(.role).role'")
+    before = state(home)
+    (tmp_path / "tmp").mkdir()
+    ran = sh("thread-import --from opencode --last | jq -r 'select(.role).role'", TMPDIR=str(tmp_path / "tmp"))
     assert ran == (0, "user\nassistant\ntool\nassistant\n", "")
     assert state(home) == before
-    assert [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mllm-") and name not in there] == []
+    assert os.listdir(tmp_path / "tmp") == []
     writer.close()
 
 

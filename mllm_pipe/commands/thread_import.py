@@ -10,14 +10,15 @@ import click
 import orjson
 
 from mllm_pipe import cli, sessions
-from mllm_pipe.envelope import line_of
 from mllm_pipe.errors import Missing, Outcome, Usage
 from mllm_pipe.lines import bad_line
 from mllm_pipe.sessions import choice
+from mllm_pipe.sessions.growing import frozen
 from mllm_pipe.sessions.store import Held
 from mllm_pipe.stream import Sink, Source, Thread, show
 from mllm_pipe.terminal import kind_of, note, say
 
+MESSAGE = b'{"v":1,"type":"message"'
 WHY = "no JSON object, or one nested too deeply"
 
 
@@ -57,8 +58,8 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     outcome, sink = Outcome(), Sink(records=form != "text" and (form == "ndjson" or kind_of(1) != "terminal"))
     made, reader = choice.read(module, one)
     thread = Thread(made["thread"])
-    thread.lines = [line_of(record)[:-1] for record in made["records"]]
-    messages = sum(record["type"] == "message" for record in made["records"])
+    thread.lines = frozen(made["records"])
+    messages = sum(line.startswith(MESSAGE) for line in thread.lines)
     if not messages and not reader.bad:
         raise Missing(f"{one.path}: no conversation of {module.PROGRAM}")
     for line, number in reader.bad:

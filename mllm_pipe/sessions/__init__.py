@@ -100,16 +100,6 @@ def _seconds(stamp: str) -> float:
         return 0.0
 
 
-def chained(messages: Iterable[Json], parent_of: dict[str, str | None]) -> None:
-    """Give each message that does not follow the one before it its `reply_to`."""
-    before = None
-    for one in messages:
-        parent = parent_of[one["id"]]
-        if parent is not None and parent != before:
-            one["reply_to"] = parent
-        before = one["id"]
-
-
 # -- turns ------------------------------------------------------------------------------------------------------------
 
 

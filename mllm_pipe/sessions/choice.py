@@ -54,10 +54,10 @@ def named(found: list[Held], name: str) -> Held:
 
 def row(module: ModuleType, one: Held) -> Json:
     """What a list says of a session."""
-    made, _ = read(module, one)
-    said = [record for record in made["records"] if record["type"] == "message"]
+    records = list(read(module, one)[0]["records"])
+    said = [record for record in records if record["type"] == "message"]
     return {"session": one.ident, "at": timestamp(one.at), "turns": sum(record["role"] == "user" for record in said),
-            "tokens": _tokens(made["records"]), "bytes": one.size, "first": _first(said), "path": one.path}  # fmt: skip
+            "tokens": _tokens(records), "bytes": one.size, "first": _first(said), "path": one.path}  # fmt: skip
 
 
 def line(shown: Json) -> str:

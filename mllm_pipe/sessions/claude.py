@@ -15,10 +15,13 @@ from typing import Any
 import orjson
 
 from mllm_pipe import places
+from mllm_pipe.envelope import line_of
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, chained, opaque, record, session_id, settled, span
+from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span
+from mllm_pipe.sessions.growing import Frozen, Growing
 from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, says_first
+from mllm_pipe.thread import parts_of as thread_parts
 
 Json = dict[str, Any]
 
@@ -77,10 +80,10 @@ def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
 def records(entries: Iterable[Json], name: str) -> Json:
     """The session as records (see mllm_pipe.sessions). Of a session that was begun anew, what the last line is of."""
     thread, version = name, ""
-    out: list[Json] = []
+    out = Growing()
     stands: dict[str, str | None] = {}  # a line's uuid: the message that it stands for, or hangs from
     parent_of: dict[str, str | None] = {}
-    answers: dict[str, Json] = {}  # by message.id
+    answers: dict[str, int] = {}  # by message.id: where in `out`
     usages: dict[str, Json] = {}
     owner: dict[str, str] = {}  # a message of results: the answer whose calls those are
     last_result: dict[str, str] = {}
@@ -92,7 +95,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
         version = line["version"] if isinstance(line.get("version"), str) else version
         if not isinstance(uuid, str) or not 0 < len(uuid) <= 190:
             if kind not in BESIDE:
-                out.append(_unknown(thread, line))
+                out.add(_unknown(thread, line))
             continue
         if uuid in stands:
             continue
@@ -105,16 +108,16 @@ def records(entries: Iterable[Json], name: str) -> Json:
         if kind in BESIDE or line.get("isSidechain") or line.get("isMeta") or line.get("isApiErrorMessage"):
             continue
         if kind not in ("user", "assistant") or not isinstance(said, dict):
-            out.append(_unknown(thread, line))
+            out.add(_unknown(thread, line))
             continue
         group = said.get("id") if kind == "assistant" and isinstance(said.get("id"), str) else None
         if group in answers:
-            answer = answers[group]
+            answer = out.again(answers[group])
             stands[uuid] = answer["id"]
-            answer["content"] += parts_of(said.get("content"))
+            answer["content"] = [*thread_parts(answer["content"]), *parts_of(said.get("content"))]
             _finish(answer, said, line)
             if isinstance(said.get("usage"), dict):
-                usages[answer["id"]] = said["usage"]
+                usages[answer["id"]] = _usage(said["usage"])
             continue
         parts = parts_of(said.get("content"), kind == "user")
         model = said.get("model")
@@ -123,7 +126,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
         if line.get("isCompactSummary"):
             covers = _above(above, parent_of)
             if covers:
-                out.append(record("summary", thread, uuid, line.get("timestamp"), content=parts, covers=covers))
+                out.add(record("summary", thread, uuid, line.get("timestamp"), content=parts, covers=covers))
             continue
         of = owner.get(above, above) if above else None
         idents = {part["call_id"] for part in parts if part["type"] == "tool_result"}
@@ -135,47 +138,52 @@ def records(entries: Iterable[Json], name: str) -> Json:
             results_of.setdefault(of, set()).update(idents)
         only_results = bool(idents) and all(part["type"] == "tool_result" for part in parts)
         role = "assistant" if kind == "assistant" else "tool" if only_results else "user"
-        made = record("message", thread, uuid, line.get("timestamp"), role=role, content=parts)
+        made = message(thread, uuid, line.get("timestamp"), role, parts)
         if kind == "assistant":
             named = model if isinstance(model, str) and model != UNKNOWN_MODEL else None
             made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
             made["origin"] = {"api": "claude", "model": named, "response_id": group}
             _finish(made, said, line)
             if isinstance(said.get("usage"), dict):
-                usages[uuid] = said["usage"]
+                usages[uuid] = _usage(said["usage"])
             if group:
-                answers[group] = made
-        out.append(made)
+                answers[group] = len(out)
+        out.add(made)
         stands[uuid], parent_of[uuid], last = uuid, above, uuid
     notes = [f"{lost} lines hang from none that is there; each follows the one before it"] if lost else []
     return {"thread": thread, "version": version, **_whole(out, parent_of, last, usages, notes)}
 
 
-def _whole(out: list[Json], parent_of: dict[str, str | None], last: str | None, usages: dict[str, Json],
+def _whole(out: Growing, parent_of: dict[str, str | None], last: str | None, usages: dict[str, Json],
            notes: list[str]) -> Json:  # fmt: skip
     """The records of the tree that the last message stands in, in their order, with spans."""
     root_of: dict[str, str] = {}
     for ident, parent in parent_of.items():
         root_of[ident] = root_of[parent] if parent else ident
     here = root_of[last] if last else None
-    kept = [one for one in out if one["type"] != "message" or root_of[one["id"]] == here]
-    if len(kept) < len(out):
-        notes = [*notes, f"{len(out) - len(kept)} messages of an earlier beginning are left out"]
-    messages = {one["id"]: one for one in kept if one["type"] == "message"}
-    kept = [one for one in kept if one["type"] != "summary" or one["covers"][0] in messages]
-    chained(messages.values(), parent_of)
-    whole: list[Json] = []
-    for one in kept:
-        whole.append(one)
-        if one["type"] == "message":
-            parts = one["content"]
-            if len(parts) == 1 and parts[0].keys() == {"type", "text"} and parts[0]["type"] == "text":
-                one["content"] = parts[0]["text"]
-            if one["id"] in usages:
-                one["run_id"] = f"span-{one['id']}"
-                asked = messages.get(parent_of[one["id"]] or "", {}).get("at")
-                whole.append(span(one, asked, _usage(usages[one["id"]])))
-    return {"records": whole, "notes": notes}
+    whole: list[bytes] = []
+    at_of: dict[str, str] = {}
+    before: str | None = None
+    left_out = 0
+    for line, ident, at in out.lines():
+        if ident in parent_of:
+            if root_of[ident] != here:
+                left_out += 1
+                continue
+            at_of[ident] = at
+            parent = parent_of[ident]
+            more: Json = {"reply_to": parent} if parent is not None and parent != before else {}
+            before = ident
+            if ident in usages:
+                more["run_id"] = f"span-{ident}"
+            whole.append(line[:-1] + b"," + orjson.dumps(more)[1:] if more else line)
+            if ident in usages:
+                asked_at = at_of.get(parent or "") or None
+                whole.append(line_of(span(orjson.loads(whole[-1]), asked_at, usages[ident]))[:-1])
+        elif not line.startswith(b'{"v":1,"type":"summary"') or orjson.loads(line)["covers"][0] in at_of:
+            whole.append(line)
+    notes = [*notes, f"{left_out} messages of an earlier beginning are left out"] if left_out else notes
+    return {"records": Frozen(whole), "notes": notes}
 
 
 def _above(ident: str | None, parent_of: dict[str, str | None]) -> list[str]:
