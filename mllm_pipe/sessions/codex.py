@@ -75,6 +75,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     thread, version, model = name, "", None
     out: list[Json] = []
     idents: set[str] = set()
+    items: dict[str, tuple[int, int]] = {}  # of those that name themselves: where, and a hash
     answer: Json | None = None  # the one that may still grow
     asked_at = None
     number = 0
@@ -106,6 +107,11 @@ def records(entries: Iterable[Json], name: str) -> Json:
                 answer["run_id"] = f"span-{answer['id']}"
             answer = None
         elif kind == "response_item":
+            given = payload.get("id")
+            same = hash(orjson.dumps(payload))
+            if isinstance(given, str) and items.setdefault(given, (number, same)) != (number, same):
+                if items[given][1] == same:
+                    continue  # the very same one again
             role, parts = turn_of(payload)
             if not parts:
                 continue

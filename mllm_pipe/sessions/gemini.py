@@ -121,10 +121,13 @@ class _Told:
         self.after: dict[str, str | None] = {}  # of a message that was said instead of others: the one before those
         self.back: str | None = None
         self.rewound = self.replaced = 0
+        self.session = ""
 
     def take(self, line: Json) -> None:
         """Take one line."""
         ident, change = line.get("id"), line.get("$set")
+        if isinstance(line.get("sessionId"), str) and "id" not in line:
+            self.session = self.session or line["sessionId"][:190]
         if isinstance(ident, str) and 0 < len(ident) <= 180:
             if self.rewound and ident not in self.newest:
                 self.after[ident], self.rewound = self.back, 0
@@ -147,6 +150,7 @@ class _Told:
             self.unknown.append(line)
 
     def _drop(self) -> None:
+        self.unknown += [one for one in self.newest.values() if one.get("type") not in (*BESIDE, "user", "gemini")]
         self.replaced += len(self.newest)
         self.newest.clear()
 
@@ -161,7 +165,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     told_of = _Told()
     for line in entries:
         told_of.take(line)
-    unknown = told_of.unknown
+    name, unknown = told_of.session or name, told_of.unknown
     out: list[Json] = []
     told: set[str] = set()  # calls whose result has been read
     last_of: dict[str | None, str] = {}  # the last record that a line gave
