@@ -75,7 +75,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     thread, version, model = name, "", None
     out: list[Json] = []
     idents: set[str] = set()
-    items: dict[str, tuple[int, int]] = {}  # of those that name themselves: where, and a hash
+    items: dict[str, int] = {}  # of those that name themselves a hash
     answer: Json | None = None  # the one that may still grow
     asked_at = None
     number = 0
@@ -108,10 +108,11 @@ def records(entries: Iterable[Json], name: str) -> Json:
             answer = None
         elif kind == "response_item":
             given = payload.get("id")
-            same = hash(orjson.dumps(payload))
-            if isinstance(given, str) and items.setdefault(given, (number, same)) != (number, same):
-                if items[given][1] == same:
+            if isinstance(given, str):
+                mark = hash(orjson.dumps(payload))
+                if items.get(given) == mark:
                     continue  # the very same one again
+                items.setdefault(given, mark)
             role, parts = turn_of(payload)
             if not parts:
                 continue
