@@ -9,11 +9,12 @@ from pathlib import Path
 
 import orjson
 import pytest
-from conftest import environment
+from conftest import DATA, environment
 
 MESSAGE = '{"v":1,"type":"message","thread":"%s","id":"%s","role":"user","content":"%s"}'
 ONE = MESSAGE % ("t", "m1", "hi")
-FILTERS = ["thread-append -", "thread-append - more", "dispatch --to echo", "judge --check json", "trace"]
+ROUTE = f"route --rules {DATA}/rules.toml"
+FILTERS = ["thread-append -", "thread-append - more", "dispatch --to echo", ROUTE, "judge --check json", "trace"]
 
 
 def write(work: Path, name: str, *lines: str) -> None:
@@ -353,7 +354,7 @@ def test_a_torn_line_in_a_copy_is_not_made_whole(sh, work, home):
     assert journal(home) == []
 
 
-@pytest.mark.parametrize("command", ["dispatch --to echo more", "judge --check json", "trace", "thread-append f"])
+@pytest.mark.parametrize("command", ["dispatch --to echo more", ROUTE, "judge --check json", "trace", "thread-append f"])
 def test_a_stream_without_a_thread_is_no_success(sh, work, home, command):
     write(work, "t", ONE)
     ran = sh(f"dispatch --to echo < t | jq -c 'select(.thread == \"typo\" or .type == \"end\")' | {command}")

@@ -144,6 +144,18 @@ def test_prompt_length_scores_on_routellms_data_as_measured_elsewhere(name, apgr
     assert found["oracle"]["apgr"] == pytest.approx({"mmlu": 1.285, "gsm8k": 1.121}[name], abs=1e-3)
 
 
+def test_without_numpy_a_fit_says_what_is_missing_and_a_decision_needs_none(sh, work):
+    log(work, outcomes())
+    sh("route --fit log -o router.json >/dev/null")
+    (work / "no").mkdir()
+    (work / "no/numpy.py").write_text("raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')\n")
+    assert sh("route --fit log -o x", PYTHONPATH="no") == (
+        2, "", "route: --fit needs numpy: pip install 'mllm-pipe[learn]'; deciding does not\n")  # fmt: skip
+    (work / "mllm.toml").write_text(AGENTS + ROUTER % ', target = "big"')
+    thread(work, ("user", "please tell me some thing about the integral now"))
+    assert sh("route --format text < t", PYTHONPATH="no").out.startswith("big  learned  thread t  rule 1: strong at 0.")
+
+
 def test_a_fit_is_the_optimum_and_the_same_each_time(sh, work):
     fitting = pytest.importorskip("mllm_pipe.routing.fitting")
     rows = outcomes(60)
