@@ -28,6 +28,10 @@ from mllm_pipe.lines import digest
 from mllm_pipe.storage import Appender
 
 _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "max_tokens")
+_WHERE_SET = ("cwd", "allow", "options")  # these where they are set: made elsewhere, or allowed more, it is another answer
+_PLACES = {"anthropic": "ANTHROPIC_BASE_URL", "claude": "ANTHROPIC_BASE_URL", "openai": "OPENAI_BASE_URL",
+           "openai-chat": "OPENAI_BASE_URL", "codex": "OPENAI_BASE_URL", "google": "GOOGLE_GEMINI_BASE_URL",
+           "gemini": "GOOGLE_GEMINI_BASE_URL"}  # fmt: skip
 
 
 # How each line begins: for those who look through many without parsing the answers in them.
@@ -53,8 +57,11 @@ def key_of(target: dict[str, Any], request: dict[str, Any], run: str) -> str:
 
     The second equal request of a run, and each further one, has its number after it: it wants an answer of its own.
     """
+    place = os.environ.get(_PLACES.get(target["kind"], ""), "")
+    who = {name: target.get(name) for name in _OPTIONS_OF_TARGET}
+    who |= {name: target[name] for name in _WHERE_SET if target.get(name)}
     asked = {
-        "target": {name: target.get(name) for name in _OPTIONS_OF_TARGET},
+        "target": who | ({"base_url": place} if place and not who["base_url"] else {}),
         "request": {name: value for name, value in request.items() if name != "turns"},
         "turns": [{"role": turn["role"], "parts": turn["parts"]} for turn in request["turns"]],
     }

@@ -226,3 +226,15 @@ def test_where_the_journal_is_full_nothing_more_is_asked_and_no_answer_is_lost(s
     kept = {outcome["records"][0]["thread"] for outcome in entries(home, "outcome") if outcome["status"] == "ok"}
     assert len(got | kept) >= server.count - (jobs - 1), "in flight when it ended: nowhere to write it down"
     assert len(got - kept) <= jobs
+
+
+def test_an_answer_of_another_place_is_another_answer(sh, work):
+    """Of another server by a variable, and of a program that worked elsewhere or was allowed more."""
+    (work / "other").mkdir()
+    with Play(lambda number, text: (200, {}, "one")) as one, Play(lambda number, text: (200, {}, "two")) as two:
+        line = "dispatch --cache --to openai-chat/m --new q --text"
+        said = [sh(line, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="k").out for server in (one, two, one, two)]
+        assert said == ["one\n", "two\n", "one\n", "two\n"] and (one.count, two.count) == (1, 1)
+    line = "dispatch --cache --to 'exec:sh -c \"echo x >> $PWD/asked; echo a\"' --new q --text"
+    assert [sh(f"{line} {more}").status for more in ("", "--cwd other", "--allow read", "--cwd other", "")] == [0] * 5
+    assert (work / "asked").read_text() == "x\n" * 3
