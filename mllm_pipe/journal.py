@@ -28,7 +28,8 @@ from mllm_pipe.lines import digest
 from mllm_pipe.storage import Appender
 
 _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "max_tokens")
-_WHERE_SET = ("cwd", "allow", "options")  # these where they are set: made elsewhere, or allowed more, it is another answer
+# Only where they are set: made elsewhere, or allowed more, it is another answer.
+_WHERE_SET = ("cwd", "allow", "options")
 _PLACES = {"anthropic": "ANTHROPIC_BASE_URL", "claude": "ANTHROPIC_BASE_URL", "openai": "OPENAI_BASE_URL",
            "openai-chat": "OPENAI_BASE_URL", "codex": "OPENAI_BASE_URL", "google": "GOOGLE_GEMINI_BASE_URL",
            "gemini": "GOOGLE_GEMINI_BASE_URL"}  # fmt: skip
