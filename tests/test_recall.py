@@ -218,7 +218,7 @@ def test_where_the_journal_is_full_nothing_more_is_asked_and_no_answer_is_lost(s
     batch(40)
     with Play(lambda number, text: (200, {}, text + "!" * 900)) as server:
         line = f"dispatch -j {jobs} --to openai-chat:m --base-url {server.url} < in"
-        ran = sh(f"ulimit -f 12; {line} | cat > out; exit ${{PIPESTATUS[0]}}")
+        ran = sh(f"(ulimit -f 12; exec {line}) | cat > out; exit ${{PIPESTATUS[0]}}")
         assert ran.status == 74 and "the answer goes on to stdout all the same" in ran.err
         assert 0 < server.count < 40
     got = {record["thread"] for record in map(orjson.loads, (work / "out").read_bytes().splitlines())
