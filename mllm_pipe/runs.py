@@ -232,6 +232,7 @@ def _says_no(finding: Record) -> bool:
     return (
         finding["type"] == "verdict"
         and finding["pass"] is not True
+        and "part" not in finding
         or (finding["type"] == "route" and finding["by"] == "none")
     )
 

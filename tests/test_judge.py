@@ -92,7 +92,7 @@ def test_the_text_judged_is_fenced_and_cannot_end_its_fence(sh, work):
 
 def test_a_judge_of_its_own_model_says_so(sh):
     ran = sh("dispatch --to echo --new q | judge --by echo --rubric correctness | cat")
-    assert "echo judged its own model's answer; --by another is fairer" in ran.err
+    assert "echo judged an answer of its own family (echo); --by another is fairer" in ran.err
     assert next(record for record in ran.records if record["type"] == "verdict")["self_judged"] is True
     other = sh("dispatch --to exec:cat --new q | judge --by echo --rubric correctness | cat")
     assert other.err == "" and "self_judged" not in other.out
@@ -182,11 +182,11 @@ def test_the_work_of_a_killed_command_is_not_taken_for_whole(sh, work, home):
 @pytest.mark.parametrize(
     ("line", "status", "err"),
     [
-        ("judge < t", 2, "by what? say --rubric correctness|@FILE|TEXT, or --check RULE"),
+        ("judge < t", 2, "by what? say --rubric correctness|faithfulness|review|safety|style|@FILE|TEXT, or --check RULE"),
         ("judge --rubric correctness < t | cat; exit ${PIPESTATUS[0]}", 2, "thread t: a rubric needs a judge: --by SPEC, "
          "or the evaluator slot of the agent that wrote the answer; checks do without"),
         ("judge --by echo --rubric corectness < t", 2, "--rubric 'corectness': no such rubric; did you mean correctness?; "
-         "there are correctness, @FILE, or a text of several words"),
+         "there are correctness, faithfulness, review, safety, style, @FILE, or a text of several words"),
         ("judge --by echo --rubric @none < t", 66, "--rubric @none: No such file or directory"),
         ("judge --check contain:x < t", 2, "--check 'contain:x': no such check; did you mean contains?; there are contains, "
          "equals, starts, regex, json, schema, jsonpath, similar, rouge, max-chars, max-cost, max-latency, tool-called, exec"),

@@ -11,17 +11,38 @@ from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, Outcome, Usage
 from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.judging import rubrics
-from mllm_pipe.judging.judgement import judge
-from mllm_pipe.judging.terms import Terms
+from mllm_pipe.judging.judgement import Judged, judge
+from mllm_pipe.judging.terms import terms_of
 from mllm_pipe.patience import patience_of
-from mllm_pipe.stream import Sink, Source, refuse_own_output, show
+from mllm_pipe.pool import in_flight
+from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.turn import NEXT_STEP
 
 
+def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    return rubrics.scale(text, "--scale") if text else None
+
+
 @click.command("judge", context_settings={"max_content_width": 100})
-@click.option("--by", "spec", envvar="MLLM_BY", metavar="SPEC", help="Who judges, as in dispatch --to; $MLLM_BY.")
-@click.option("--rubric", metavar="RUBRIC", help="By what: a NAME (correctness), @FILE, or a text of several words.")
+@click.option("--by", "specs", multiple=True, metavar="SPEC",
+              help="Who judges, as in dispatch --to; several are a panel; $MLLM_BY.")
+@click.option("--rubric", metavar="RUBRIC",
+              help="By what: a NAME (mllm rubrics lists them), @FILE, or a text of several words.")
+@click.option("--scale", callback=_scale, metavar="LEAST-MOST", help="The scores that are asked for (default 1-5).")
+@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE",
+              help="Least score, of 0 to 1, that passes (default: the rubric's).")
+@click.option("-n", "--repeats", type=click.IntRange(1, 99), default=1, metavar="N",
+              help="Ask each judge so often; the mean counts, and the verdict has the spread.")
+@click.option("--combine", type=click.Choice(["majority", "mean"]), default="majority",
+              help="How a panel decides (default majority).")
+@click.option("--escalate", metavar="SPEC", help="Who is asked where the others decide nothing.")
+@click.option("--forbid-self", is_flag=True, help="Refuse a judge of the family that wrote the answer.")
+@click.option("--pairwise", is_flag=True,
+              help="Compare the answers to the same message; the thread goes on with the best.")
+@click.option("--against", metavar="FILE", help="Compare with the answer that the thread ends with in FILE.")
+@click.option("--one-order", is_flag=True, help="Ask each comparison once, not both ways round.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the order in which answers are shown.")
 @click.option("--check", "rules", multiple=True, metavar="RULE",
               help="A check without a model: contains:TEXT, equals:TEXT, regex:RE, json, schema:FILE, jsonpath:$.PATH, "
                    "similar:0.8:TEXT, max-cost:USD, exec:CMD, ...; 2*RULE counts twice.")
@@ -29,33 +50,22 @@ from mllm_pipe.turn import NEXT_STEP
 @click.option("--cascade", is_flag=True, help="The checks first, and the model only where they pass.")
 @click.option("--reference", metavar="FILE",
               help="A right answer: for all threads, or in FILE.jsonl by thread.")
-@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE",
-              help="Least score that passes (default: the rubric's).")
 @click.option("--reply", is_flag=True,
               help="After a negative verdict, say to the writer what failed, as a message to answer.")
 @click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 1000), default=1, metavar="N",
+              help="Threads in flight (default 1).")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options
 @cli.stream_options
-def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: str, cascade: bool,
-            reference: str | None, pass_at: float | None, reply: bool, advise: bool, form: str | None, grouped: bool,
-            max_line: int, quiet: bool, timeout: float, **flags: Any) -> int:  # fmt: skip
+def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,
+            **flags: Any) -> int:  # fmt: skip
     """Judge the answer at the end of each thread on stdin.
 
     A negative verdict is status 1, no valid verdict 6. The thread goes on with the verdict.
     """
-    if not rubric and not rules:
-        raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
-    if cascade and not (rubric and rules):
-        raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
-    patience = patience_of(flags)
-    terms = Terms(timeout, patience)
-    terms.cascade, terms.reply = cascade, reply
-    terms.checked(rules, need, reference)
-    if rubric:
-        terms.judged(rubric, spec, flags)
-    if terms.rubric and pass_at is not None:
-        terms.rubric["pass_at"] = pass_at
+    patience = patience_of(flags, jobs)
+    terms = terms_of(flags, timeout, patience, jobs)
     if kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to judge; pipe one in: ... | judge")
     refuse_own_output()
@@ -63,12 +73,15 @@ def command(spec: str | None, rubric: str | None, rules: tuple[str, ...], need: 
     outcome, sink = Outcome(), Sink(records=not as_text)
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     stop_when_reader_leaves()
-    for thread in source.threads():
-        if thread.status == "failed":
+
+    def work(thread: Thread) -> Judged | None:
+        return None if thread.status == "failed" else judge(thread, terms, outcome)
+
+    for thread, done in in_flight(source.threads(), work, jobs):
+        if done is None:
             outcome.fail(FAILED)
             sink.thread(thread, [], "failed")
             continue
-        done = judge(thread, terms, outcome)
         if done.failure:
             say(f"thread {thread.id}: {done.failure}{NEXT_STEP.get(done.failure.code, '')}")
             outcome.fail(done.failure.status)

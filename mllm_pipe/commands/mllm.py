@@ -12,6 +12,7 @@ import orjson
 from mllm_pipe import __version__, cli, trust
 from mllm_pipe.agents import survey
 from mllm_pipe.commands.keys import keys_command
+from mllm_pipe.commands.rubrics import rubrics_command
 from mllm_pipe.commands.settings import config_command, trust_command
 from mllm_pipe.configuration import project_file
 from mllm_pipe.envelope import CONTROL, admit
@@ -179,6 +180,7 @@ def sessions_command(form: str) -> int:
 command.add_command(trust_command)
 command.add_command(config_command)
 command.add_command(keys_command)
+command.add_command(rubrics_command)
 
 
 def main() -> None:

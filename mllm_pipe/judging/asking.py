@@ -1,84 +1,118 @@
-"""A judge's turn: the question, the call, one repair try, and the verdict that comes of it."""
+"""A judge's turn: the call, one repair try, and the vote that comes of it, as a record."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.call import ask
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import NO_VERDICT, CallFailed, Failure, Outcome
+from mllm_pipe.errors import NO_VERDICT, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.judging import verdict
-from mllm_pipe.patience import Patience
+from mllm_pipe.judging.families import family_of
+from mllm_pipe.judging.terms import Terms
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note
 from mllm_pipe.turn import tell_unkept
 
+Read = Callable[[list[dict[str, Any]]], dict[str, Any]]  # an answer's parts as fields of a verdict, or Invalid
+
 
 class NoVerdict(Failure):
-    """The judge gave no valid verdict, twice."""
+    """What the verdict hangs on cannot be known: no valid one was given, or the votes decide nothing."""
 
     status = NO_VERDICT
     code = "no_verdict"
 
 
-class Undecided(Failure):
-    """What the verdict hangs on cannot be known."""
+class Case:
+    """What is judged of a thread: the answers, what came before them, and on what terms."""
 
-    status = NO_VERDICT
-    code = "no_verdict"
+    def __init__(self, thread: Thread, before: list[Record], answers: list[Record], terms: Terms,
+                 outcome: Outcome) -> None:  # fmt: skip
+        self.thread, self.before, self.answers, self.terms, self.outcome = thread, before, answers, terms, outcome
+        self.reference = terms.reference_of(thread.id)
+
+    def verdict(self, body: dict[str, Any]) -> Record:
+        """A verdict on the thread's answers, with its id and time."""
+        record: Record = {"v": 1, "type": "verdict", "thread": self.thread.id, "id": new_id(), "at": timestamp()}
+        about = [answer["id"] for answer in self.answers if "against" not in answer]
+        return record | {"about": about, "parent_run_id": self.thread.run} | body
 
 
-def by_model(thread: Thread, messages: list[Record], target: dict[str, Any], rubric: dict[str, Any],
-              about: dict[str, Any], made: list[Record], outcome: Outcome,
-              timeout: float, patience: Patience) -> Failure | None:  # fmt: skip
-    """Ask the judge, once more if its answer is no verdict; the spans and the verdict are added to `made`.
+class Finding:
+    """What was found: the records that came of it, the verdict that counts (None: there is none), and why not."""
 
-    None when there is a verdict, else why there is none: the call failed, or NoVerdict.
+    __slots__ = ("made", "verdict", "failure")
+
+    def __init__(self, made: list[Record], verdict: Record | None, failure: Failure | None = None) -> None:
+        self.made, self.verdict, self.failure = made, verdict, failure
+
+
+def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read, body: dict[str, Any]) -> Finding:
+    """Ask a judge, once more if its answer is no verdict. The vote has the fields of `body` and those that are read.
+
+    A vote that is none has pass null, and NoVerdict is its failure. CallFailed, and no vote, if the call failed.
+    Usage, and nothing is asked, if the judge is of an author's family and the terms forbid it.
     """
-    answer = messages[-1]
-    request = verdict.question(messages, rubric)
-    why = ""
+    _refuse_self(case, target)
+    thread, terms, made, why = case.thread, case.terms, list[Record](), ""
+    about = {"thread": thread.id, "op": "judge", "slot": "evaluator", "parent_run_id": thread.run,
+             "input_id": case.answers[-1]["id"]}  # fmt: skip
+
+    def make(result: dict[str, Any], span: Record) -> list[Record]:
+        nonlocal why
+        try:
+            found = read(result["parts"])
+        except verdict.Invalid as invalid:
+            why = str(invalid)
+            return []
+        author = {"agent": "judge", "runtime": span["runtime"], "model": span["model"],
+                  "provider": result.get("provider")}  # fmt: skip
+        mine = {"self_judged": True} if _own_family(author, case.answers) else {}
+        return [case.verdict({"author": author} | body | {"run_id": span["id"]} | found | mine)]
+
     for _ in range(2):
-        span_about = {"thread": thread.id, "op": "judge", "slot": "evaluator", "parent_run_id": thread.run,
-                      "input_id": answer["id"]}  # fmt: skip
-        found: dict[str, Any] = {"criteria": [], "score": None, "pass": None}
-
-        def make(result: dict[str, Any], span: Record, found: dict[str, Any] = found) -> list[Record]:
-            nonlocal why
-            try:
-                found |= verdict.read(result["parts"], rubric)
-            except verdict.Invalid as invalid:
-                why = str(invalid)
-                return []
-            author = {"agent": "judge", "runtime": span["runtime"], "model": span["model"],
-                      "provider": result.get("provider")}  # fmt: skip
-            body = about | {"author": author, "rubric": rubric["name"], "run_id": span["id"]} | found
-            if _same_model(author, answer.get("author", {})):
-                body["self_judged"] = True
-            return [verdict_record(thread, body)]
-
-        call = ask(target, request, span_about, timeout_s=timeout, make=make, patience=patience)
+        call = ask(target, request, about, timeout_s=terms.timeout_s, make=make, patience=terms.patience)
         made += [call.span, *call.made]
-        tell_unkept(call, thread, outcome)
+        tell_unkept(call, thread, case.outcome)
         if call.failure:
-            return CallFailed(call.failure.code, f"{target['runtime']}: {call.failure}", billed=call.failure.billed)
+            why = f"{target['runtime']}: {call.failure}"
+            return Finding(made, None, CallFailed(call.failure.code, why, billed=call.failure.billed))
         if call.made:
-            if call.made[0].get("self_judged"):
-                note(f"thread {thread.id}: {target['runtime']} judged its own model's answer; --by another is fairer")
-            return None
+            _tell_self(case, call.made[0])
+            return Finding(made, call.made[0])
         request = verdict.repair(request, call.result["parts"] if call.result else [], why)
-    nothing = {"rubric": rubric["name"], "criteria": [], "score": None, "pass": None}
-    made.append(verdict_record(thread, about | {"author": {"agent": "judge", "runtime": target["runtime"]}} | nothing))
-    return NoVerdict(f"{target['runtime']} gave no valid verdict, twice: {why}")
+    nothing = {"author": judge_of(target)} | body | {"criteria": [], "score": None, "pass": None}
+    made.append(case.verdict(nothing))
+    return Finding(made, made[-1], NoVerdict(f"{target['runtime']} gave no valid verdict, twice: {why}"))
 
 
-def _same_model(judge: dict[str, Any], author: dict[str, Any]) -> bool:
-    """True if judge and author are one model; of a program that names no model, if they are one runtime."""
-    if judge["model"] or author.get("model"):
-        return bool(judge["model"] == author.get("model"))
-    return bool(judge["runtime"] == author.get("runtime"))
+def judge_of(target: dict[str, Any]) -> dict[str, Any]:
+    """A target as the author of a verdict."""
+    return {"agent": "judge", "runtime": target["runtime"], "model": target.get("model")}
 
 
-def verdict_record(thread: Thread, body: dict[str, Any]) -> Record:
-    """A verdict on a thread, with its id and time."""
-    return {"v": 1, "type": "verdict", "thread": thread.id, "id": new_id(), "at": timestamp()} | body
+def _own_family(judge: dict[str, Any], answers: list[Record]) -> str | None:
+    """The family of the judge, if an author of the answers is of it; None if not, or if nobody can say."""
+    family = family_of(judge)
+    return family if family in {family_of(answer.get("author", {})) for answer in answers} else None
+
+
+def _refuse_self(case: Case, target: dict[str, Any]) -> None:
+    if case.terms.forbid_self:
+        for candidate in (target, *case.terms.patience.fallbacks):
+            if family := _own_family(candidate, case.answers):
+                raise Usage(f"{candidate['spec']} is of the family that wrote the answer ({family}), and --forbid-self "
+                            "was said; --by another")  # fmt: skip
+
+
+def _tell_self(case: Case, vote: Record) -> None:
+    """Once for each judge of a thread, that it judges its own."""
+    if vote.get("self_judged"):
+        key = case.thread.id, vote["author"]["runtime"], vote["author"]["model"]
+        if key not in case.terms.told:
+            case.terms.told.add(key)
+            name = ":".join(filter(None, dict.fromkeys(key[1:])))
+            note(f"thread {key[0]}: {name} judged an answer of its own family "
+                 f"({family_of(vote['author'])}); --by another is fairer")  # fmt: skip

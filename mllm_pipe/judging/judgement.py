@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mllm_pipe.envelope import Record
-from mllm_pipe.errors import WRITE_FAILED, Failure, Outcome, Usage
+from mllm_pipe.errors import WRITE_FAILED, Failure, Missing, Outcome, Usage
 from mllm_pipe.judging import checks
-from mllm_pipe.judging.asking import Undecided, by_model, verdict_record
+from mllm_pipe.judging.asking import Case, Finding, NoVerdict
 from mllm_pipe.judging.replying import reply
 from mllm_pipe.judging.terms import Terms
 from mllm_pipe.stream import Thread
-from mllm_pipe.thread import admitted, branch, rivals
+from mllm_pipe.terminal import note
+from mllm_pipe.thread import admitted, branch, parents, rivals
 from mllm_pipe.turn import CUT_SHORT, complaint, cut_short
 
 
 class Judged:
-    """What comes of judging a thread: the records to add, its final verdicts among them, and why there is none."""
+    """What comes of judging a thread: the records to add, the verdicts that count among them, and why there is none."""
 
     __slots__ = ("made", "failure")
 
@@ -22,7 +25,8 @@ class Judged:
         self.made, self.failure = made, failure
 
     def verdicts(self) -> list[Record]:
-        return [record for record in self.made if record["type"] == "verdict"]
+        """The verdicts that are no part of another."""
+        return [record for record in self.made if record["type"] == "verdict" and "part" not in record]
 
     def negative(self) -> bool:
         return any(record["pass"] is False for record in self.verdicts())
@@ -48,31 +52,83 @@ def judge(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:
 def _judge(thread: Thread, terms: Terms, made: list[Record], outcome: Outcome) -> Failure | None:
     """Add the verdicts on the thread to `made`; why there is none, if so."""
     if thread.fault:
-        return thread.fault
-    messages = _subject(thread)
-    about = {"about": [messages[-1]["id"]], "parent_run_id": thread.run}
+        raise thread.fault
+    case = _case(thread, terms, outcome)
     if terms.checks:
-        found = checks.findings(terms.checks, terms.need,
-                                checks.Subject(messages, thread, terms.reference_of(thread.id)))  # fmt: skip
-        author = {"agent": "check", "runtime": "check"}
-        made.append(verdict_record(thread, about | {"author": author, "rubric": "check"} | found))
+        subject = checks.Subject([*case.before, case.answers[-1]], thread, case.reference)
+        found = checks.findings(terms.checks, terms.need, subject)
+        made.append(case.verdict({"author": {"agent": "check", "runtime": "check"}, "rubric": "check"} | found))
         if found["pass"] is None:
-            return Undecided("; ".join(f"{one['name']}: {one['reason']}" for one in found["criteria"]
+            return NoVerdict("; ".join(f"{one['name']}: {one['reason']}" for one in found["criteria"]
                                        if one["pass"] is None))  # fmt: skip
     if not terms.rubric or (terms.cascade and not found["pass"]):
         return None
-    return by_model(thread, messages, terms.judge_of(messages[-1]), terms.rubric, about, made, outcome,
-                    terms.timeout_s, terms.patience)  # fmt: skip
+    finding = _found(case, terms.judges_of(case.answers[-1]), {})
+    made += finding.made
+    if terms.escalate and isinstance(finding.failure, NoVerdict):
+        note(f"thread {thread.id}: {finding.failure}; {terms.escalate['spec']} is asked")
+        if finding.verdict:
+            finding.verdict["part"] = "first"  # it was made here and is in no journal
+        finding = _found(case, [terms.escalate], {"escalated": True})
+        made += finding.made
+    return finding.failure
 
 
-def _subject(thread: Thread) -> list[Record]:
-    """The branch whose tip is to be judged. Usage if the tip is no answer."""
+def _found(case: Case, targets: list[dict[str, Any]], part: dict[str, Any]) -> Finding:
+    """What one judge finds, or several of them together."""
+    from mllm_pipe.judging import comparing, panel, scoring
+
+    terms, rubric = case.terms, case.terms.rubric
+    assert rubric
+    of_each = {"part": "panel"} if len(targets) > 1 else part
+    at_once = terms.at_once
+    if terms.pairwise:
+        compared = at_once(lambda target: comparing.compare(case, target, of_each), targets)
+        found = panel.compared(case, compared) if len(targets) > 1 else compared[0].finding
+    else:
+        scores = at_once(lambda target: scoring.score(case, target, rubric, of_each), targets)
+        found = panel.scored(case, scores) if len(targets) > 1 else scores[0]
+    if found.verdict and len(targets) > 1:
+        found.verdict.update(part)
+    return found
+
+
+def _case(thread: Thread, terms: Terms, outcome: Outcome) -> Case:
+    """What is to be judged. Usage if the tip of the thread is no answer, or if there is nothing to compare."""
     records = admitted(thread)
     messages = branch(records)
     if not messages or messages[-1]["role"] != "assistant":
         raise Usage("nothing to judge: the thread does not end with an answer; dispatch comes first")
-    if rivals(records, messages[-1]):
-        raise Usage("nothing to judge: it has several answers and none is preferred")
-    if messages[-1].get("finish") in CUT_SHORT:
-        raise cut_short(messages[-1])
-    return messages
+    *before, answer = messages
+    if terms.against:
+        older = terms.against(thread.id)
+        if older is None:
+            raise Missing(f"--against has no answer of thread {thread.id}")
+        _whole(answer)
+        return Case(thread, before, [older, answer], terms, outcome)
+    if terms.pairwise:
+        return Case(thread, before, _siblings(records, answer), terms, outcome)
+    if rivals(records, answer):
+        raise Usage("nothing to judge: it has several answers and none is preferred; --pairwise compares them")
+    _whole(answer)
+    return Case(thread, before, [answer], terms, outcome)
+
+
+def _siblings(records: list[Record], tip: Record) -> list[Record]:
+    """The answers to what the tip answers, in the order of the thread; those that are cut short are no rivals."""
+    parent_of = parents(records)
+    answers = [record for record in records if record["type"] == "message" and record["role"] == "assistant"
+               and parent_of[record["id"]] == parent_of[tip["id"]]]  # fmt: skip
+    whole = [answer for answer in answers if answer.get("finish") not in CUT_SHORT]
+    for answer in answers:
+        if answer not in whole:
+            note(f"thread {tip['thread']}: answer {answer['id']} is not whole ({answer['finish']}), and not compared")
+    if len(whole) < 2:
+        raise Usage("nothing to compare: it has one answer; ask several with dispatch --to A --to B, or hold it "
+                    "--against FILE")  # fmt: skip
+    return whole
+
+
+def _whole(answer: Record) -> None:
+    if answer.get("finish") in CUT_SHORT:
+        raise cut_short(answer)

@@ -1,4 +1,4 @@
-"""What an answer is held against: --reference FILE, one text for all threads, or one for each."""
+"""What an answer is held against: the text of --reference, of all threads or of each; the answers of --against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Callable
 
 import orjson
 
+from mllm_pipe.envelope import CONTROL, Record
 from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.lines import parse
+from mllm_pipe.stream import Thread
+from mllm_pipe.thread import admitted, parents, tip_of
 
 
 def read(path: str) -> Callable[[str], str | None]:
@@ -37,3 +41,36 @@ def read(path: str) -> Callable[[str], str | None]:
         if not sound:
             raise Usage(f'--reference {path}: line {number}: no {{"thread": TEXT, "reference": TEXT}}')
     return found.get
+
+
+def older(path: str) -> Callable[[str], Record | None]:
+    """A function from a thread's id to the answer that it ends with in FILE, None if there is none; marked `against`.
+
+    Missing if the file cannot be read, Usage if it holds no records, BadRecord if a thread of it is unsound.
+    """
+    found: dict[str, Record] = {}
+    for thread in threads_of(path, "--against"):
+        records = admitted(thread)
+        tip = tip_of(records, parents(records))
+        answer = next((record for record in records if record["id"] == tip), None)
+        if answer and answer["role"] == "assistant":
+            found[thread.id] = answer | {"against": True}
+    return found.get
+
+
+def threads_of(path: str, flag: str) -> list[Thread]:
+    """The threads of a file of records; control records in it are passed over. Missing, or Usage with flag and line."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise Missing(f"{flag} {path}: {error.strerror}") from None
+    threads: dict[str, Thread] = {}
+    for number, line in enumerate(lines, 1):
+        if line:
+            record, fault = parse(line)
+            if fault:
+                raise Usage(f"{flag} {path}: line {number}: {fault}")
+            if record["type"] not in CONTROL:
+                threads.setdefault(record["thread"], Thread(record["thread"])).add(record, line)
+    return list(threads.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.judging import checks, rubrics
 from mllm_pipe.judging import reference as references
 from mllm_pipe.patience import Patience
+from mllm_pipe.pool import several
 from mllm_pipe.runtimes import load
 from mllm_pipe.span import Io
+from mllm_pipe.terminal import note
 
 
 class Terms:
@@ -23,31 +26,88 @@ class Terms:
         self.checks: list[checks.Check] = []
         self.need = 1.0  # the least share of their weights
         self.rubric: rubrics.Rubric | None = None
-        self.judge: dict[str, Any] | None = None  # the target; None: the evaluator slot of who wrote the answer
-        self.cascade = self.reply = False
+        self.judges: list[dict[str, Any]] = []  # targets; none: the evaluator slot of who wrote the answer
+        self.escalate: dict[str, Any] | None = None  # who is asked where they decide nothing
+        self.combine = "majority"
+        self.repeats = 1
+        self.cascade = self.reply = self.forbid_self = False
+        self.pairwise = self.one_order = False
+        self.seed: int | None = None  # of the order of answers; None: of the answers themselves
+        self.against: Callable[[str], Record | None] | None = None  # the older answer of a thread
         self.reference_of: Callable[[str], str | None] = lambda thread: None
+        self.at_once: Callable[..., list[Any]] = several(0)  # a map over the judges
+        self.votes: list[list[float] | None] = []  # of a panel: each judge's vote as a number, by thread
+        self.told: set[Any] = set()  # what was said once and is not said again
 
-    def checked(self, rules: tuple[str, ...], need: str, reference: str | None) -> None:
-        """Take the checks. Usage if one is none, Missing if a file that is named is not there."""
-        self.checks = [checks.check(rule, _runner(self.timeout_s), self.timeout_s) for rule in rules]
-        self.need = checks.needed(need)
-        if reference:
-            self.reference_of = references.read(reference)
-
-    def judged(self, rubric: str, spec: str | None, flags: dict[str, Any]) -> None:
-        """Take the rubric and the judge. Usage or Missing if one is not there."""
-        self.rubric = rubrics.find(rubric)
-        if spec:
-            self.judge = find(spec, **flags)[0]
-            load(self.judge["kind"])
-
-    def judge_of(self, answer: Record) -> dict[str, Any]:
+    def judges_of(self, answer: Record) -> list[dict[str, Any]]:
         """Who judges an answer: --by, else the evaluator slot of the agent that wrote it. Usage if there is neither."""
-        target = self.judge or evaluator_of(answer)
-        if target is None:
+        targets = self.judges or list(filter(None, [evaluator_of(answer)]))
+        if not targets:
             raise Usage("a rubric needs a judge: --by SPEC, or the evaluator slot of the agent that wrote the answer; "
                         "checks do without")  # fmt: skip
-        return target
+        return targets
+
+
+_ALONE = ("model", "base_url", "key_env")  # flags that are for one judge
+
+
+def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: int) -> Terms:
+    """Takes what is about the judgement out of a command's flags. jobs: threads in flight.
+
+    Usage if they make no sense together, or name what there is not; Missing if a file is not there.
+    """
+    rubric, rules, specs = flags.pop("rubric"), flags.pop("rules"), flags.pop("specs")
+    pairwise, against, cascade = flags.pop("pairwise"), flags.pop("against"), flags.pop("cascade")
+    specs = specs or tuple(filter(None, [os.environ.get("MLLM_BY")]))
+    escalate, reference = flags.pop("escalate"), flags.pop("reference")
+    told = {name: flags.pop(name) for name in ("pass_at", "scale")}
+    if not rubric and not rules:
+        raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
+    if cascade and not (rubric and rules):
+        raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
+    if (pairwise or against) and not (rubric and specs):
+        raise Usage("answers are compared by a judge: --by SPEC --rubric RUBRIC")
+    if escalate and not rubric:
+        raise Usage("--escalate is for judges: --by SPEC --rubric RUBRIC")
+    if pairwise and not against and rules:
+        raise Usage("--check is about one answer, --pairwise about several; check the one that is preferred")
+    if len(specs) > 1 and (lone := next((flag for flag in _ALONE if flags[flag]), None)):
+        raise Usage(f"--{lone.replace('_', '-')} is for one --by alone; with several say --by RUNTIME:MODEL each")
+    terms = Terms(timeout_s, patience)
+    terms.checks = [checks.check(rule, _runner(timeout_s), timeout_s) for rule in rules]
+    terms.need, terms.cascade = checks.needed(flags.pop("need")), cascade
+    for name in ("reply", "forbid_self", "one_order", "seed", "combine", "repeats"):
+        setattr(terms, name, flags.pop(name))
+    terms.pairwise = pairwise or bool(against)
+    if terms.pairwise and (terms.reply or terms.repeats > 1):
+        raise Usage("--reply and -n are for one answer that is scored; a comparison asks in both orders")
+    if reference:
+        terms.reference_of = references.read(reference)
+    if against:
+        terms.against = references.older(against)
+    if rubric:
+        terms.rubric = rubrics.find(rubric) | {name: value for name, value in told.items() if value is not None}
+        terms.judges = [_judge(spec, flags) for spec in specs]
+    if escalate:
+        terms.escalate = _judge(escalate, {name: value for name, value in flags.items() if name not in _ALONE})
+    terms.at_once = several(jobs * (len(terms.judges) - 1)) if len(terms.judges) > 1 else several(0)
+    _tell_family(terms)
+    return terms
+
+
+def _judge(spec: str, flags: dict[str, Any]) -> dict[str, Any]:
+    target = find(spec, **flags)[0]
+    load(target["kind"])
+    return target
+
+
+def _tell_family(terms: Terms) -> None:
+    if len(terms.judges) > 1:
+        from mllm_pipe.judging.families import family_of
+
+        families = {family_of(target) for target in terms.judges}
+        if len(families) == 1 and (family := families.pop()):
+            note(f"all {len(terms.judges)} judges are of one family ({family}): they err together")
 
 
 def _runner(timeout: float) -> Callable[[list[str] | str, bytes], tuple[bool, str]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from mllm_pipe.errors import Missing, Usage
 
 Rubric = dict[str, Any]
+PASS_AT = 0.75
+SCALE = (1, 5)  # the whole numbers that are asked for; stored as 0..1
 
 
 def names() -> list[str]:
@@ -16,8 +19,9 @@ def names() -> list[str]:
 
 
 def find(spec: str) -> Rubric:
-    """{"name", "description", "pass_at": 0..1, "criteria": [{"name", "text", "weight"}]}.
+    """{"name", "description", "pass_at": 0..1, "scale": (least, most), "criteria": [{"name", "text", "weight"}]}.
 
+    A criterion may have "least": its own score that it takes to pass, whatever the others have.
     Usage if a NAME is unknown or a file is no rubric; Missing if @FILE is not there.
     """
     if spec.startswith("@"):
@@ -48,26 +52,53 @@ def _from_file(path: str) -> Rubric:
     import tomllib
 
     try:
-        rubric = tomllib.loads(text)
+        return _checked(name, tomllib.loads(text), f"--rubric @{path}")
     except tomllib.TOMLDecodeError as error:
         raise Usage(f"--rubric @{path}: {error}") from None
+
+
+def _checked(name: str, rubric: dict[str, Any], where: str) -> Rubric:
+    """A rubric as it is used, of what a file says. Usage if that is none."""
     criteria: list[Any] = rubric["criteria"] if isinstance(rubric.get("criteria"), list) else []
     sound = all(
         isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("text"), str)
         for one in criteria
     )  # fmt: skip
     if not criteria or not sound or len({one["name"] for one in criteria}) < len(criteria):
-        raise Usage(f"--rubric @{path}: it needs [[criteria]], each with a name of its own and a text")
+        raise Usage(f"{where}: it needs [[criteria]], each with a name of its own and a text")
+    for one in criteria:
+        weight = one.get("weight", 1)
+        if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+            raise Usage(f"{where}: the weight of {one['name']} is no number above 0")
+        if not _is_share(one.get("least", 0)):
+            raise Usage(f"{where}: the least of {one['name']} is no number from 0 to 1")
+    pass_at = rubric.get("pass_at", PASS_AT)
+    if not _is_share(pass_at):
+        raise Usage(f"{where}: pass_at is no number from 0 to 1")
     return {
         "name": name,
         "description": str(rubric.get("description", "")),
-        "pass_at": float(rubric.get("pass_at", 0.75)),
-        "criteria": [{"weight": 1} | one for one in criteria],
-    }
+        "pass_at": float(pass_at),
+        "scale": scale(rubric["scale"], where) if "scale" in rubric else SCALE,
+        "criteria": [{"weight": 1} | {key: one[key] for key in ("name", "text", "weight", "least") if key in one}
+                     for one in criteria],
+    }  # fmt: skip
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def scale(text: Any, where: str) -> tuple[int, int]:
+    """"1-5" as (1, 5): the whole numbers that are asked for. Usage if it is none."""
+    found = re.fullmatch(r"([0-9]{1,4})-([0-9]{1,4})", str(text), re.ASCII)
+    if not found or int(found[1]) >= int(found[2]):
+        raise Usage(f"{where}: {text} is no scale; say 1-5, or 0-10")
+    return int(found[1]), int(found[2])
 
 
 def _of_text(name: str, text: str) -> Rubric:
     if not text.strip():
         raise Usage("--rubric is empty")
     criterion = {"name": name, "text": text.strip(), "weight": 1}
-    return {"name": name, "description": "", "pass_at": 0.75, "criteria": [criterion]}
+    return {"name": name, "description": "", "pass_at": PASS_AT, "scale": SCALE, "criteria": [criterion]}

@@ -1,0 +1,106 @@
+"""Several judges of one matter: their votes as one verdict, and how many votes they are worth."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+from mllm_pipe.envelope import Record
+from mllm_pipe.judging import comparing, statistics, verdict
+from mllm_pipe.judging.asking import Case, Finding, NoVerdict
+
+LEAST = 10  # threads before a correlation of votes is worth telling
+
+
+def scored(case: Case, findings: list[Finding]) -> Finding:
+    """One verdict of several judges on one answer. A judge that gave none is one that voted for nothing."""
+    rubric, combine = case.terms.rubric, case.terms.combine
+    assert rubric
+    made = [record for finding in findings for record in finding.made]
+    valid = [finding.verdict for finding in findings if finding.verdict and finding.verdict["pass"] is not None]
+    votes = [finding.verdict["pass"] if finding.verdict else None for finding in findings]
+    if not valid:
+        return Finding(made, None, findings[0].failure)
+    criteria = []
+    for place, one in enumerate(valid[0]["criteria"]):
+        all_of = [(_name(judged), judged["criteria"][place]) for judged in valid]
+        mean = round(sum(found["score"] for _, found in all_of) / len(all_of), 4)
+        reasons = "; ".join(f"{name}: {found['reason']}" for name, found in all_of)
+        criteria.append(one | {"score": mean, "reason": reasons})
+    found = verdict.scored(criteria, rubric["pass_at"])
+    if combine == "majority":
+        found["pass"] = _majority(votes)
+    elif 2 * len(valid) <= len(findings):
+        found["pass"] = None
+    body = _of(valid) | {"rubric": rubric["name"]} | found | _figures(case, votes, valid)
+    made.append(case.verdict(body))
+    return Finding(made, made[-1], _failure(findings, votes) if found["pass"] is None else None)
+
+
+def compared(case: Case, judged: list[comparing.Compared]) -> Finding:
+    """One verdict of several judges on several answers: more than half prefer the same, or all pairs count together."""
+    findings = [one.finding for one in judged]
+    made = [record for finding in findings for record in finding.made]
+    valid = [one for one in judged if one.finding.verdict]
+    verdicts = [one.finding.verdict for one in valid if one.finding.verdict]
+    if not valid:
+        return Finding(made, None, findings[0].failure)
+    votes = [_choice(finding.verdict, bool(case.terms.against)) for finding in findings]
+    found = comparing.outcome(case, [one.shares for one in valid])
+    if case.terms.combine == "majority":
+        wanted = _majority(votes)
+        found.pop("preferred", None)
+        found["pass"] = wanted if case.terms.against or wanted is None else True
+        if found["pass"] and not case.terms.against:
+            found["preferred"] = wanted
+    elif 2 * len(valid) <= len(judged):
+        found = {name: value for name, value in found.items() if name != "preferred"} | {"pass": None}
+    body = _of(verdicts) | {"rubric": verdicts[0]["rubric"]} | found | _figures(case, votes, verdicts)
+    made.append(case.verdict(body))
+    return Finding(made, made[-1], _failure(findings, votes) if found["pass"] is None else None)
+
+
+def _choice(judged: Record | None, against: bool) -> Any:
+    """What a judge voted for, None if for nothing."""
+    return (judged["pass"] if against else judged.get("preferred")) if judged else None
+
+
+def _majority(votes: list[Any]) -> Any:
+    """What more than half of all votes are for; None if nothing is."""
+    return next((one for one in votes if one is not None and 2 * votes.count(one) > len(votes)), None)
+
+
+def _figures(case: Case, votes: list[Any], verdicts: list[Record]) -> dict[str, Any]:
+    """The votes, how many pairs of judges agree, and how many independent votes they are worth, so far."""
+    pairs = list(combinations(votes, 2))
+    agreed = sum(one == other and one is not None for one, other in pairs)
+    case.terms.votes.append(_numbers(case, verdicts) if len(verdicts) == len(votes) else None)
+    rows = [row for row in case.terms.votes if row]
+    worth = statistics.effective_votes(list(zip(*rows, strict=True))) if len(rows) >= LEAST else None
+    return {"votes": [one["id"] for one in verdicts], "agreement": round(agreed / len(pairs), 4),
+            "effective_votes": None if worth is None else round(worth, 2)}  # fmt: skip
+
+
+def _numbers(case: Case, verdicts: list[Record]) -> list[float]:
+    """Each judge's vote as a number: for the first answer, for the last, or for neither; of one answer, its score."""
+    if len(case.answers) == 1:
+        return [float(one["score"]) if one["score"] is not None else 0.5 for one in verdicts]
+    first = case.answers[0]["id"]
+    return [0.5 if (chosen := _choice(one, False)) is None else float(chosen == first) for one in verdicts]
+
+
+def _of(verdicts: list[Record]) -> dict[str, Any]:
+    """Who speaks, for all of them."""
+    mine = {"self_judged": True} if any(one.get("self_judged") for one in verdicts) else {}
+    return {"author": {"agent": "panel"}} | mine
+
+
+def _name(judged: Record) -> str:
+    author = judged["author"]
+    return ":".join(filter(None, dict.fromkeys([author["runtime"], author.get("model")])))
+
+
+def _failure(findings: list[Finding], votes: list[Any]) -> NoVerdict:
+    why = "; ".join(dict.fromkeys(str(finding.failure) for finding in findings if finding.failure))
+    return NoVerdict(f"the panel is not of one mind ({sum(vote is not None for vote in votes)} of {len(votes)} judges "
+                     f"decided){why and ': ' + why}")  # fmt: skip
