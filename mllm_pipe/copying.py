@@ -109,6 +109,7 @@ class _Copier:
                 self.outcome.fail(FAILED)
         elif control["type"] == "end":
             ours = self.outcome.bad_lines
+            self.outcome.said_no = self.outcome.said_no or control.get("status") == "no"
             if isinstance(control.get("bad_lines"), int):
                 self.outcome.bad_lines += control["bad_lines"]
             if ours:

@@ -122,6 +122,7 @@ class Outcome:
         self.failures: set[int] = set()
         self.bad_lines = 0
         self.said_no = False
+        self.all_no = False  # not a thread, but all of them together
 
     def fail(self, status: int) -> None:
         """A thread failed with this status."""

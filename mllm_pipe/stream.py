@@ -148,7 +148,7 @@ class Source:
                     open_stream = True
                 elif kind == "end":
                     open_stream = False
-                    self._count_bad(record)
+                    self._take_end(record)
                 elif kind == "error" and record.get("code") in ("bad_line", "torn"):
                     self.pass_on(record)
                 else:
@@ -221,10 +221,12 @@ class Source:
             say(f"{where}: {why}; passed on as an error record")
         self.pass_on(bad_line(line, number, thread, why))
 
-    def _count_bad(self, end: Record) -> None:
+    def _take_end(self, end: Record) -> None:
         passed = end.get("bad_lines")
         if isinstance(passed, int):
             self.outcome.bad_lines += passed
+        if end.get("status") == "no":
+            self.outcome.said_no = self.outcome.all_no = True
 
     def _fail_torn(self, tail: bytes | Long) -> None:
         """The last line had no newline and is no record: its thread is not sent; if it names none, none is."""
@@ -283,6 +285,8 @@ class Sink:
             end: Record = {"v": 1, "type": "end", "threads": self.handed}
             if outcome.bad_lines:
                 end["bad_lines"] = outcome.bad_lines
+            if outcome.all_no:
+                end["status"] = "no"
             self.lines([line_of(end)[:-1]])
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from mllm_pipe import cli
-from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, Outcome, Usage
 from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.judging import rubrics
+from mllm_pipe.judging.gatekeeping import Gate
 from mllm_pipe.judging.judgement import Judged, judge
-from mllm_pipe.judging.terms import terms_of
+from mllm_pipe.judging.terms import Terms, terms_of
 from mllm_pipe.patience import patience_of
 from mllm_pipe.pool import in_flight
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
@@ -34,7 +34,7 @@ def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
               help="Least score, of 0 to 1, that passes (default: the rubric's).")
 @click.option("-n", "--repeats", type=click.IntRange(1, 99), default=1, metavar="N",
               help="Ask each judge so often; the mean counts, and the verdict has the spread.")
-@click.option("--combine", type=click.Choice(["majority", "mean"]), default="majority",
+@click.option("--combine", type=click.Choice(["majority", "mean"]),
               help="How a panel decides (default majority).")
 @click.option("--escalate", metavar="SPEC", help="Who is asked where the others decide nothing.")
 @click.option("--forbid-self", is_flag=True, help="Refuse a judge of the family that wrote the answer.")
@@ -55,7 +55,14 @@ def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 @click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
 @click.option("-j", "--jobs", type=click.IntRange(1, 1000), default=1, metavar="N",
               help="Threads in flight (default 1).")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
+@click.option("--min-pass-rate", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="Status 1 if fewer of all threads pass; then no thread says no by itself.")
+@click.option("--baseline", metavar="FILE", help="Say what has changed since the verdicts of an earlier run.")
+@click.option("--labels", metavar="FILE", help="Say how far the verdicts agree with those of people.")
+@click.option("--replay", is_flag=True, help="Score the verdicts that the stream has, by these terms; ask nobody.")
+@click.option("--junit", metavar="FILE", help="Write the verdicts there, as JUnit XML.")
+@click.option("--format", "form", type=click.Choice(["text", "ndjson", "json"]),
+              help="What stdout gets; ndjson in a pipe; json: what all threads come to.")
 @cli.runtime_options
 @cli.stream_options
 def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,
@@ -65,17 +72,19 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
     A negative verdict is status 1, no valid verdict 6. The thread goes on with the verdict.
     """
     patience = patience_of(flags, jobs)
+    form = form or ("text" if kind_of(1) == "terminal" else "ndjson")
+    gate = Gate(flags, form)
     terms = terms_of(flags, timeout, patience, jobs)
     if kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to judge; pipe one in: ... | judge")
     refuse_own_output()
-    as_text = form == "text" or (form is None and kind_of(1) == "terminal")
-    outcome, sink = Outcome(), Sink(records=not as_text)
+    outcome, sink = Outcome(), Sink(records=form == "ndjson")
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     stop_when_reader_leaves()
+    work_of = _replay if terms.replay else judge
 
     def work(thread: Thread) -> Judged | None:
-        return None if thread.status == "failed" else judge(thread, terms, outcome)
+        return None if thread.status == "failed" else work_of(thread, terms, outcome)
 
     for thread, done in in_flight(source.threads(), work, jobs):
         if done is None:
@@ -85,26 +94,29 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
         if done.failure:
             say(f"thread {thread.id}: {done.failure}{NEXT_STEP.get(done.failure.code, '')}")
             outcome.fail(done.failure.status)
-        outcome.said_no = outcome.said_no or thread.status == "no" or done.negative()
-        if as_text:
-            show("".join(map(_line, done.verdicts())))
-        handed = "failed" if done.failure else "no" if done.negative() and not advise else thread.status
-        sink.thread(thread, done.made, handed)
+        gate.take(thread, done)
+        negative = done.negative() and not gate.alone
+        outcome.said_no = outcome.said_no or thread.status == "no" or negative
+        if form == "text":
+            _show(done)
+        sink.thread(thread, done.made, "failed" if done.failure else "no" if negative and not advise else thread.status)
+    if gate.close():
+        outcome.said_no = outcome.all_no = True
     sink.end(source, outcome)
     status = outcome.status()
     return 0 if advise and status == 1 else status
 
 
-def _line(record: Record) -> str:
-    """A verdict for a person."""
-    word = {True: "pass", False: "fail", None: "none"}[record["pass"]]
-    lines = [f"{word}  {_number(record['score'])}  thread {record['thread']}\n"]
-    lines += [f"      {_number(one['score'])}  {one['name']}: {one['reason']}\n" for one in record["criteria"]]
-    return "".join(lines)
+def _replay(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:
+    from mllm_pipe.judging.replay import replay
+
+    return replay(thread, terms, outcome)
 
 
-def _number(score: float | None) -> str:
-    return "-" if score is None else f"{score:.2f}"
+def _show(done: Judged) -> None:
+    from mllm_pipe.judging.report import lines
+
+    show(lines(done.verdicts))
 
 
 def main() -> None:

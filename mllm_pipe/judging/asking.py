@@ -83,7 +83,8 @@ def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read
             _tell_self(case, call.made[0])
             return Finding(made, call.made[0])
         request = verdict.repair(request, call.result["parts"] if call.result else [], why)
-    nothing = {"author": judge_of(target)} | body | {"criteria": [], "score": None, "pass": None}
+    author = {"agent": "judge", "runtime": call.span["runtime"], "model": call.span["model"]}
+    nothing = {"author": author} | body | {"criteria": [], "score": None, "pass": None}
     made.append(case.verdict(nothing))
     return Finding(made, made[-1], NoVerdict(f"{target['runtime']} gave no valid verdict, twice: {why}"))
 

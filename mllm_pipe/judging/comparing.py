@@ -58,7 +58,7 @@ def outcome(case: Case, judged: list[dict[pairs.Pair, float | None]]) -> dict[st
     shares = [share for one in judged for share in one.values()]
     consistent = None if case.terms.one_order else None not in shares
     found: dict[str, Any] = {"criteria": [], "consistent": consistent, "seed": seed(case)}
-    if case.terms.against:
+    if "against" in case.answers[0]:
         found["against"] = case.answers[0]["id"]
         known = [1 - share for share in shares if share is not None]  # of the newer answer, which is the second one
         mean = sum(known) / len(known) if 2 * len(known) > len(shares) else None

@@ -17,19 +17,22 @@ from mllm_pipe.turn import CUT_SHORT, complaint, cut_short
 
 
 class Judged:
-    """What comes of judging a thread: the records to add, the verdicts that count among them, and why there is none."""
+    """What comes of judging a thread: the records to add, the verdicts that count, and why there is none.
 
-    __slots__ = ("made", "failure")
+    Those that count are the ones made that are no part of another, if nothing else is said.
+    """
 
-    def __init__(self, made: list[Record], failure: Failure | None) -> None:
+    __slots__ = ("made", "failure", "verdicts")
+
+    def __init__(self, made: list[Record], failure: Failure | None, verdicts: list[Record] | None = None) -> None:
         self.made, self.failure = made, failure
-
-    def verdicts(self) -> list[Record]:
-        """The verdicts that are no part of another."""
-        return [record for record in self.made if record["type"] == "verdict" and "part" not in record]
+        self.verdicts = verdicts if verdicts is not None else [
+            record for record in made if record["type"] == "verdict" and "part" not in record
+        ]  # fmt: skip
 
     def negative(self) -> bool:
-        return any(record["pass"] is False for record in self.verdicts())
+        """True if one of the verdicts is."""
+        return any(record["pass"] is False for record in self.verdicts)
 
 
 def judge(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:
@@ -45,7 +48,7 @@ def judge(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:
     if failure:
         made.append(complaint(failure, thread, next((r for r in made[::-1] if r["type"] == "span"), None)))
     elif terms.reply and judged.negative():
-        made.append(reply(thread, judged.verdicts()))
+        made.append(reply(thread, judged.verdicts))
     return judged
 
 
@@ -81,13 +84,13 @@ def _found(case: Case, targets: list[dict[str, Any]], part: dict[str, Any]) -> F
     terms, rubric = case.terms, case.terms.rubric
     assert rubric
     of_each = {"part": "panel"} if len(targets) > 1 else part
-    at_once = terms.at_once
+    at_once, combine = terms.at_once, terms.combine or "majority"
     if terms.pairwise:
         compared = at_once(lambda target: comparing.compare(case, target, of_each), targets)
-        found = panel.compared(case, compared) if len(targets) > 1 else compared[0].finding
+        found = panel.compared(case, compared, combine) if len(targets) > 1 else compared[0].finding
     else:
         scores = at_once(lambda target: scoring.score(case, target, rubric, of_each), targets)
-        found = panel.scored(case, scores) if len(targets) > 1 else scores[0]
+        found = panel.scored(case, scores, rubric["pass_at"], combine) if len(targets) > 1 else scores[0]
     if found.verdict and len(targets) > 1:
         found.verdict.update(part)
     return found

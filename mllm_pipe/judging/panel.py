@@ -12,10 +12,8 @@ from mllm_pipe.judging.asking import Case, Finding, NoVerdict
 LEAST = 10  # threads before a correlation of votes is worth telling
 
 
-def scored(case: Case, findings: list[Finding]) -> Finding:
+def scored(case: Case, findings: list[Finding], pass_at: float, combine: str) -> Finding:
     """One verdict of several judges on one answer. A judge that gave none is one that voted for nothing."""
-    rubric, combine = case.terms.rubric, case.terms.combine
-    assert rubric
     made = [record for finding in findings for record in finding.made]
     valid = [finding.verdict for finding in findings if finding.verdict and finding.verdict["pass"] is not None]
     votes = [finding.verdict["pass"] if finding.verdict else None for finding in findings]
@@ -27,17 +25,17 @@ def scored(case: Case, findings: list[Finding]) -> Finding:
         mean = round(sum(found["score"] for _, found in all_of) / len(all_of), 4)
         reasons = "; ".join(f"{name}: {found['reason']}" for name, found in all_of)
         criteria.append(one | {"score": mean, "reason": reasons})
-    found = verdict.scored(criteria, rubric["pass_at"])
+    found = verdict.scored(criteria, pass_at)
     if combine == "majority":
         found["pass"] = _majority(votes)
     elif 2 * len(valid) <= len(findings):
         found["pass"] = None
-    body = _of(valid) | {"rubric": rubric["name"]} | found | _figures(case, votes, valid)
+    body = _of(valid) | {"rubric": valid[0].get("rubric")} | found | {"combine": combine} | _figures(case, votes, valid)
     made.append(case.verdict(body))
     return Finding(made, made[-1], _failure(findings, votes) if found["pass"] is None else None)
 
 
-def compared(case: Case, judged: list[comparing.Compared]) -> Finding:
+def compared(case: Case, judged: list[comparing.Compared], combine: str) -> Finding:
     """One verdict of several judges on several answers: more than half prefer the same, or all pairs count together."""
     findings = [one.finding for one in judged]
     made = [record for finding in findings for record in finding.made]
@@ -45,17 +43,19 @@ def compared(case: Case, judged: list[comparing.Compared]) -> Finding:
     verdicts = [one.finding.verdict for one in valid if one.finding.verdict]
     if not valid:
         return Finding(made, None, findings[0].failure)
-    votes = [_choice(finding.verdict, bool(case.terms.against)) for finding in findings]
+    against = "against" in case.answers[0]
+    votes = [_choice(finding.verdict, against) for finding in findings]
     found = comparing.outcome(case, [one.shares for one in valid])
-    if case.terms.combine == "majority":
+    if combine == "majority":
         wanted = _majority(votes)
         found.pop("preferred", None)
-        found["pass"] = wanted if case.terms.against or wanted is None else True
-        if found["pass"] and not case.terms.against:
+        found["pass"] = wanted if against or wanted is None else True
+        if found["pass"] and not against:
             found["preferred"] = wanted
     elif 2 * len(valid) <= len(judged):
         found = {name: value for name, value in found.items() if name != "preferred"} | {"pass": None}
-    body = _of(verdicts) | {"rubric": verdicts[0]["rubric"]} | found | _figures(case, votes, verdicts)
+    body = _of(verdicts) | {"rubric": verdicts[0].get("rubric")} | found | {"combine": combine}
+    body |= _figures(case, votes, verdicts)
     made.append(case.verdict(body))
     return Finding(made, made[-1], _failure(findings, votes) if found["pass"] is None else None)
 

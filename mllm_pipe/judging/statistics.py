@@ -115,15 +115,15 @@ def sign_test(better: int, worse: int) -> float:
 PRIOR = 0.5  # half a win and half a loss of each against each: nobody is beaten for ever by one lost comparison
 
 
-def bradley_terry(wins: Sequence[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
+def bradley_terry(wins: Sequence[Sequence[float]], prior: float = PRIOR) -> tuple[list[float], list[list[float]]]:
     """(strengths as log-odds with mean 0, the covariance of them) by who won how often against whom.
 
     wins[i][j]: how often i beat j; half each for a tie. P(i beats j) = 1 / (1 + exp(s_j - s_i)). R. Bradley and
     M. Terry, "Rank analysis of incomplete block designs", Biometrika 39 (1952); the iteration is that of D. Hunter,
-    "MM algorithms for generalized Bradley-Terry models", Ann. Statist. 32 (2004), §2, with PRIOR added to each pair.
+    "MM algorithms for generalized Bradley-Terry models", Ann. Statist. 32 (2004), §2, with the prior added to each pair.
     """
     count = len(wins)
-    won = [[0.0 if i == j else wins[i][j] + PRIOR for j in range(count)] for i in range(count)]
+    won = [[0.0 if i == j else wins[i][j] + prior for j in range(count)] for i in range(count)]
     strength = [1.0] * count
     for _ in range(10_000):
         renewed = [

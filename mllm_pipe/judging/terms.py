@@ -28,8 +28,10 @@ class Terms:
         self.rubric: rubrics.Rubric | None = None
         self.judges: list[dict[str, Any]] = []  # targets; none: the evaluator slot of who wrote the answer
         self.escalate: dict[str, Any] | None = None  # who is asked where they decide nothing
-        self.combine = "majority"
+        self.combine: str | None = None  # majority or mean; None: majority, or as it was recorded
         self.repeats = 1
+        self.replay = False  # recorded verdicts are scored anew, and nobody is asked
+        self.pass_at: float | None = None  # as it was said; else that of the rubric
         self.cascade = self.reply = self.forbid_self = False
         self.pairwise = self.one_order = False
         self.seed: int | None = None  # of the order of answers; None: of the answers themselves
@@ -58,13 +60,16 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
     """
     rubric, rules, specs = flags.pop("rubric"), flags.pop("rules"), flags.pop("specs")
     pairwise, against, cascade = flags.pop("pairwise"), flags.pop("against"), flags.pop("cascade")
-    specs = specs or tuple(filter(None, [os.environ.get("MLLM_BY")]))
     escalate, reference = flags.pop("escalate"), flags.pop("reference")
     told = {name: flags.pop(name) for name in ("pass_at", "scale")}
-    if not rubric and not rules:
+    replay = flags.pop("replay")
+    if replay and (specs or rules or pairwise or against or escalate):
+        raise Usage("--replay asks nobody: leave out --by, --check, --pairwise, --against and --escalate")
+    if not rubric and not rules and not replay:
         raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
     if cascade and not (rubric and rules):
         raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
+    specs = specs or tuple(filter(None, [os.environ.get("MLLM_BY")]))
     if (pairwise or against) and not (rubric and specs):
         raise Usage("answers are compared by a judge: --by SPEC --rubric RUBRIC")
     if escalate and not rubric:
@@ -74,6 +79,7 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
     if len(specs) > 1 and (lone := next((flag for flag in _ALONE if flags[flag]), None)):
         raise Usage(f"--{lone.replace('_', '-')} is for one --by alone; with several say --by RUNTIME:MODEL each")
     terms = Terms(timeout_s, patience)
+    terms.replay, terms.pass_at = replay, told["pass_at"]
     terms.checks = [checks.check(rule, _runner(timeout_s), timeout_s) for rule in rules]
     terms.need, terms.cascade = checks.needed(flags.pop("need")), cascade
     for name in ("reply", "forbid_self", "one_order", "seed", "combine", "repeats"):
@@ -87,7 +93,7 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
         terms.against = references.older(against)
     if rubric:
         terms.rubric = rubrics.find(rubric) | {name: value for name, value in told.items() if value is not None}
-        terms.judges = [_judge(spec, flags) for spec in specs]
+        terms.judges = [] if replay else [_judge(spec, flags) for spec in specs]
     if escalate:
         terms.escalate = _judge(escalate, {name: value for name, value in flags.items() if name not in _ALONE})
     terms.at_once = several(jobs * (len(terms.judges) - 1)) if len(terms.judges) > 1 else several(0)
