@@ -44,6 +44,7 @@ bench: .venv/ready
 	sh tests/bench/startup.sh
 	sh tests/bench/copy.sh
 	sh tests/bench/checks.sh
+	$(BIN)/python tests/bench/judge.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -56,7 +56,7 @@ def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read
     Usage, and nothing is asked, if the judge is of an author's family and the terms forbid it.
     """
     _refuse_self(case, target)
-    thread, terms, made, why = case.thread, case.terms, list[Record](), ""
+    thread, terms, made, why, failure = case.thread, case.terms, list[Record](), "", list[str]()
     about = {"thread": thread.id, "op": "judge", "slot": "evaluator", "parent_run_id": thread.run,
              "input_id": case.answers[-1]["id"]}  # fmt: skip
 
@@ -69,7 +69,13 @@ def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read
             return []
         author = {"agent": "judge", "runtime": span["runtime"], "model": span["model"],
                   "provider": result.get("provider")}  # fmt: skip
-        mine = {"self_judged": True} if _own_family(author, case.answers) else {}
+        family = _own_family(author, case.answers)
+        if family and terms.forbid_self:
+            who = author["model"] or author["runtime"]
+            failure.append(f"{who} judged, which is of the family that wrote the answer ({family}), and --forbid-self "
+                           "was said")  # fmt: skip
+            return []
+        mine = {"self_judged": True} if family else {}
         return [case.verdict({"author": author} | body | {"run_id": span["id"]} | found | mine)]
 
     for _ in range(2):
@@ -79,6 +85,8 @@ def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read
         if call.failure:
             why = f"{target['runtime']}: {call.failure}"
             return Finding(made, None, CallFailed(call.failure.code, why, billed=call.failure.billed))
+        if failure:
+            return Finding(made, None, NoVerdict(failure[0]))
         if call.made:
             _tell_self(case, call.made[0])
             return Finding(made, call.made[0])

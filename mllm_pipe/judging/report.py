@@ -142,9 +142,10 @@ def table(rows: list[Row]) -> str:
     sums = summary(rows)
     cost = "unknown" if sums["cost_usd"] is None else f"${sums['cost_usd']:.6f}"
     more = f" and {sums['unpriced']} unpriced" if sums["unpriced"] and sums["cost_usd"] is not None else ""
+    asked = f"{sums['calls']} calls cost {cost}{more}" if sums["calls"] else "no model was asked"
     return "".join(cells) + (
         f"{sums['passed']} of {sums['threads']} threads pass ({100 * (sums['pass_rate'] or 0):.1f}%), "
-        f"{sums['undecided']} without a verdict; {sums['calls']} calls cost {cost}{more}\n"
+        f"{sums['undecided']} without a verdict; {asked}\n"
     )
 
 

@@ -115,7 +115,9 @@ def sign_test(better: int, worse: int) -> float:
 PRIOR = 0.5  # half a win and half a loss of each against each: nobody is beaten for ever by one lost comparison
 
 
-def bradley_terry(wins: Sequence[Sequence[float]], prior: float = PRIOR) -> tuple[list[float], list[list[float]]]:
+def bradley_terry(
+    wins: Sequence[Sequence[float]], prior: float = PRIOR
+) -> tuple[list[float], list[list[float]]]:
     """(strengths as log-odds with mean 0, the covariance of them) by who won how often against whom.
 
     wins[i][j]: how often i beat j; half each for a tie. P(i beats j) = 1 / (1 + exp(s_j - s_i)). R. Bradley and

@@ -52,17 +52,18 @@ def text(turn: dict[str, Any]) -> str:
     return "\n".join(part["text"] for part in turn["parts"] if part["type"] == "text")
 
 
-def instance(schema: dict[str, Any]) -> Any:
-    """A value that the schema allows: const, the first of enum, the maximum, true, one item."""
+def instance(schema: dict[str, Any], place: int = 0) -> Any:
+    """A value that the schema allows: const, the first of enum, the maximum, true, one item. Several items take the
+    values of an enum in turn. place: of the item that it stands in."""
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
-        return schema["enum"][0]
+        return schema["enum"][place % len(schema["enum"])]
     kind = schema.get("type", "object")
     if kind == "object":
-        return {name: instance(member) for name, member in schema.get("properties", {}).items()}
+        return {name: instance(member, place) for name, member in schema.get("properties", {}).items()}
     if kind == "array":
-        return [instance(schema.get("items", {}))] * max(1, schema.get("minItems", 1))
+        return [instance(schema.get("items", {}), item) for item in range(max(1, schema.get("minItems", 1)))]
     if kind in ("number", "integer"):
         return schema.get("maximum", schema.get("minimum", 1))
     return {"boolean": True, "null": None}.get(kind, "echo")

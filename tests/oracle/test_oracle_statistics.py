@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 
-import numpy
 import pytest
-from scipy import optimize, stats
 
 from mllm_pipe.judging import statistics
+
+numpy = pytest.importorskip("numpy")
+optimize, stats = pytest.importorskip("scipy.optimize"), pytest.importorskip("scipy.stats")
 
 
 @pytest.mark.parametrize("seed", range(20))
