@@ -122,7 +122,7 @@ def bradley_terry(
 
     wins[i][j]: how often i beat j; half each for a tie. P(i beats j) = 1 / (1 + exp(s_j - s_i)). R. Bradley and
     M. Terry, "Rank analysis of incomplete block designs", Biometrika 39 (1952); the iteration is that of D. Hunter,
-    "MM algorithms for generalized Bradley-Terry models", Ann. Statist. 32 (2004), §2, with the prior added to each pair.
+    "MM algorithms for generalized Bradley-Terry models", Ann. Statist. 32 (2004), §2, the prior added to each pair.
     """
     count = len(wins)
     won = [[0.0 if i == j else wins[i][j] + prior for j in range(count)] for i in range(count)]
