@@ -95,3 +95,31 @@ def test_a_run_is_no_as_long_as_its_last_answer_was_not_good_enough(sh, work, ro
     assert sh("trace --journal").records[0]["status"] == said
     assert sh("trace --sql 'select status from runs'").records == [{"status": said}]
     assert [len(sh(f"trace --journal --status {one}").records) for one in ("ok", "no")] == [said == "ok", said == "no"]
+
+PAIR = """\
+run ID  ok  group g  TIME  T  11 in  5 out  $0.000000 + 3 unpriced
+├─ fan-out of 2
+│  ├─ 1: dispatch ONE
+│  └─ 1: dispatch ONE
+├─ 2: judge  exec  ok  BAR  T  unknown
+│  └─ verdict  pass ONE by correctness
+├─ 2: judge  exec  ok  BAR  T  unknown
+│  └─ verdict  pass ONE by correctness
+├─ verdict  pass 1.00 by correctness, prefers one answer
+└─ 3: dispatch editor  echo:large  ok  BAR  T  $0.000000
+"""
+
+
+def test_a_fan_out_whose_picker_compares_in_both_orders_goes_on_from_the_one_preferred(sh, work):
+    pick = "sed '/^Answer B/q' | grep -q longer && echo '{\"better\":\"A\",\"reason\":\"r\"}' || echo '{\"better\":\"B\",\"reason\":\"r\"}'"
+    (work / "evaluator").write_text(f"#!/bin/sh\n{pick}\n")
+    (work / "evaluator").chmod(0o755)
+    stages = ["dispatch --to echo:small --to 'exec:echo A longer answer.'",
+              "judge --pairwise --by exec:./evaluator --rubric correctness", "dispatch --to echo:large --as editor 'Go on.'"]  # fmt: skip
+    (work / "g.toml").write_text(f"stages = {orjson.dumps(stages).decode()}\n")
+    ran = sh("group -q --new g.toml 'Name a colour.' | tee out | trace --format tree; echo ${PIPESTATUS[0]}", **WIDE)
+    shown, _, ended = ran.out.rstrip("\n").rpartition("\n")
+    unordered = re.sub(r"(│  └─ verdict  pass) \S+", r"\1 ONE", re.sub("(1: dispatch).*", r"\1 ONE", drawn(f"{shown}\n")))
+    assert (int(ended), unordered) == (0, PAIR), "which order is asked first, is drawn by lot"
+    preferred, above = sh("jq -r '.preferred // empty' out").out.strip(), sh("jq -r 'select(.content == \"Go on.\" and .role == \"user\").reply_to' out").out
+    assert above.strip() == preferred
