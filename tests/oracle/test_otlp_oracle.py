@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from google.protobuf import json_format
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("opentelemetry.proto")
+
+from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
