@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from browser import browser, there
 from conftest import environment
-from hostile import PAYLOADS
+from payloads import PAYLOADS
 from traces import Story
 
 from mllm_pipe.terminal import safe
