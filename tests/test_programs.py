@@ -33,6 +33,7 @@ from programs import (
     carrying,
     files,
     furnish,
+    told_to,
     turn,
     user,
 )
@@ -309,10 +310,7 @@ def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program,
     def look() -> None:
         while not program.calls() and not over.wait(0.01):
             pass
-        for pid in carrying(str(house)):
-            if pid != os.getpid():
-                seen.append(Path(f"/proc/{pid}/environ").read_bytes())
-                seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+        seen.extend(told_to(str(house)))
 
     (looker := threading.Thread(target=look)).start()
     try:

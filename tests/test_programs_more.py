@@ -30,6 +30,7 @@ from programs import (
     called,
     carrying,
     files,
+    told_to,
     turn,
     user,
 )
@@ -309,10 +310,7 @@ def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program,
     seen: list[bytes] = []
 
     def look() -> None:
-        for pid in carrying(str(tmp_path)):
-            if pid != os.getpid():
-                seen.append(Path(f"/proc/{pid}/environ").read_bytes())
-                seen.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+        seen.extend(told_to(str(tmp_path)))
 
     with once_called(program, look):
         program.ask(user("the prompt"), scenario="slow", system="the system text")
