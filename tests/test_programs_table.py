@@ -42,8 +42,9 @@ TABLE = {
     "stall": (124, "timeout", "unknown", 1),
     "keyless": (77, "auth", "no", 0),
 }
-# What a program does not tell apart.
+# What a program does not tell apart; claude has a cut answer continued, and may be ended too late on a busy machine.
 OTHERWISE = {
+    ("claude", "length"): (5, "length", "yes", 2),
     ("codex", "refusal"): (5, "filter", "yes", 1),
     ("gemini", "refusal"): (5, "filter", "yes", 1),
     ("opencode", "refusal"): (5, "filter", "yes", 1),
@@ -77,9 +78,9 @@ def test_every_failure_is_told_as_what_it_is(sh, work, name):
             out, err = (work / f"{row}.out").read_bytes(), (work / f"{row}.err").read_text()
             records = [orjson.loads(record) for record in out.splitlines()]
             error = next((record for record in records if record["type"] == "error"), {"code": None, "billed": None})
-            calls = len(server.calls(row))
-            assert calls <= TABLE[row][3], row
-            rows[row] = (int((work / f"{row}.status").read_text()), error["code"], error["billed"], TABLE[row][3])
+            most = OTHERWISE.get((name, row), TABLE[row])[3]
+            assert len(server.calls(row)) <= most, row
+            rows[row] = (int((work / f"{row}.status").read_text()), error["code"], error["billed"], most)
             assert err.count("\n") == (rows[row][0] != 0) and b"canary" not in out + err.encode(), row
             assert [record["content"] for record in records if record.get("role") == "user"] == [PROMPT]
             if row == "cut":

@@ -40,6 +40,10 @@ class Exit(NamedTuple):
     tail: str
 
 
+class Enough(Exception):
+    """What `on_bytes` raises to say that nothing more is wanted of a child: it is killed at once, without a grace."""
+
+
 def allowed_env(prefixes: Sequence[str] = (), extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """An environment for a child that is not the user's own: an allowlist, so that no key reaches it by chance.
 
@@ -98,7 +102,7 @@ def run(
     The call is over when the program is; what it left running in its group is killed. left: seconds until the
     deadline, raising CallFailed("timeout") when it has passed. cwd: None is ours. Works in any thread.
     CallFailed "missing" if it cannot be started, "malformed" if it writes more than MAX_OUTPUT. On any exception,
-    from here, from `left` or from `on_bytes`, the group is gone before it goes up: TERM, GRACE_S, KILL.
+    from here, from `left` or from `on_bytes`, the group is gone before it goes up: TERM, GRACE_S, KILL; KILL on Enough.
     """
     if (program := find(argv[0], env.get("PATH"))) is None:
         raise CallFailed("missing", f"{argv[0]}: no such program on PATH; install it or fix PATH", billed="no")
@@ -117,6 +121,9 @@ def run(
             raise CallFailed("missing", f"{argv[0]}: cannot be started: {child.fault}", billed="no")
         tail = _pump(ours, fds, stdin, left, on_bytes)
         return Exit(child.status, tail)
+    except Enough:
+        signal_group(child.pid, signal.SIGKILL)
+        raise
     finally:
         for fd in ours:
             os.close(fd)

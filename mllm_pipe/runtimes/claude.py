@@ -145,10 +145,6 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Enough(Exception):
-    """The answer is as long as it may be. The program would have it continued, up to three times, and paid for."""
-
-
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
     """Runs claude in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
     made, key = session(target, request), key_for(target, KEYS, io)
@@ -167,7 +163,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
             elif piece := event["event"].get("delta", {}).get("text"):
                 io.text(piece)
             elif target.get("max_tokens") and event["event"].get("delta", {}).get("stop_reason") == "max_tokens":
-                raise _Enough
+                raise _child.Enough  # it would have the answer continued, up to three times, each paid for
         elif event["type"] == "assistant" and event["message"].get("model") != SYNTHETIC:
             for block in event["message"]["content"]:
                 if block.get("type") == "text" and event["message"].get("id") not in streamed:
@@ -193,7 +189,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                 left=io.left,
                 on_bytes=_child.by_line(on_line),
             )
-        except _Enough:
+        except _child.Enough:
             ended = _child.Exit(0, "")
         except CallFailed as failed:
             if events and events[-1]["type"] == "result":  # it had said all, and would not end
