@@ -107,7 +107,7 @@ def test_what_ended_long_ago_is_taken_out(sh, home):
     before = journal.read_bytes()
     assert sh("trace -q --prune 90d") == (0, "", "")
     assert journal.read_bytes() == before
-    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "journal.jsonl"]
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "index.sqlite.lock", "journal.jsonl"]
     sh("trace -q --prune 1d")
     assert sh("trace").records == []
 

@@ -220,13 +220,14 @@ def test_the_index_follows_the_journal_and_may_be_deleted(sh, home):
     journal.with_suffix(".new").write_bytes(stories[0].journal())
     os.replace(journal.with_suffix(".new"), journal)  # pruned
     assert sh(asked).records == [{"n": 2}]
-    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "journal.jsonl"]
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "index.sqlite.lock", "journal.jsonl"]
 
 
 def test_many_may_look_while_one_writes(sh, home):
     house(home, 40)
     ran = sh("for i in 1 2 3 4 5 6; do trace --by model -q & done; "
-             "for i in 1 2 3; do dispatch -q --to echo --new q >/dev/null; done; wait; trace --by runtime")  # fmt: skip
+             "for i in 1 2 3; do dispatch -q --to echo --new q >/dev/null; trace -q --by day & "
+             "rm -f ~/.local/state/mllm-pipe/index.sqlite; trace -q & done; wait; trace --by runtime")  # fmt: skip
     assert (ran.status, ran.err) == (0, "")
     assert {row["key"]: row["calls"] for row in ran.records[-3:]} == {"anthropic": 40, "ollama": 40, "echo": 3}
 
@@ -324,15 +325,14 @@ def test_a_long_journal_is_read_in_parts(sh, home):
     assert len(one.records) == 8 + 1 + 600 + 300
     assert (one.records[0]["calls"], one.records[0]["unpriced"]) == (43, 28)
     assert sum(row["calls"] for row in one.records[:8]) == 601, "and the one that was never heard of"
-    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "journal.jsonl"]
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["index.sqlite", "index.sqlite.lock", "journal.jsonl"]
 
 
 def test_what_a_killed_process_has_left_of_an_index_is_taken_away(sh, home):
     house(home)
     folder = home / ".local/state/mllm-pipe"
-    ended = sh("bash -c 'echo $$'").out.strip()
-    for name in (f"index.sqlite.{ended}", f"index.sqlite.{ended}.0", f"index.sqlite.{os.getpid()}", "index.sqlite.mine"):
+    for name in ("index.sqlite.new", "index.sqlite.new.0", "index.sqlite.new-journal", "index.sqlite-journal", "index.sqlite.mine"):
         (folder / name).write_text("begun")
     assert len(sh("trace").records) == 3
     assert sorted(path.name for path in folder.iterdir()) == [
-        "index.sqlite", f"index.sqlite.{os.getpid()}", "index.sqlite.mine", "journal.jsonl"]  # fmt: skip
+        "index.sqlite", "index.sqlite.lock", "index.sqlite.mine", "journal.jsonl"]  # fmt: skip

@@ -92,7 +92,8 @@ def command(run: str | None, journal: bool, every: bool, newest: int, thread: st
     if sql is not None or by and asks_journal and not file:
         from mllm_pipe.tracing.index import Index
 
-        rows = Index().query(sql) if sql is not None else Index().by(str(by), wanted)
+        with Index() as index:
+            rows = index.query(sql) if sql is not None else index.by(str(by), wanted)
         _speak(forms.of_sums(rows, by, form) if by else forms.of_rows(rows, form), tee)
         return outcome.status()
     if not asks_journal:

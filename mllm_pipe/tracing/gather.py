@@ -109,15 +109,16 @@ def _newest(fold: Fold, wanted: Selection, limit: int) -> Runs:
     from mllm_pipe.tracing.index import Index
 
     found: Runs = []
-    for run, entries in Index().runs(wanted):
-        one = Fold(digests=fold.digests, texts=fold.texts)
-        journalled.fold_entries(one, iter(entries))
-        runs = [made for made in one.runs({run}) if wanted.wants(made)]
-        if runs:
-            fold.join(one)
-            found += runs
-            if len(found) == limit:
-                break
+    with Index() as index:
+        for run, entries in index.runs(wanted):
+            one = Fold(digests=fold.digests, texts=fold.texts)
+            journalled.fold_entries(one, iter(entries))
+            runs = [made for made in one.runs({run}) if wanted.wants(made)]
+            if runs:
+                fold.join(one)
+                found += runs
+                if len(found) == limit:
+                    break
     return sorted(found, key=lambda run: (run["started_at"] or "", run["id"]))
 
 

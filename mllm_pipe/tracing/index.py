@@ -1,12 +1,14 @@
 """The journal's index: a SQLite file beside it that may be deleted at any time, and is then made anew.
 
 It follows the journal: what has been appended since is read when it is opened. The first filling is made beside it and
-put in its place whole; later ones are transactions, so that several can look at once. Where it cannot be written, it
-is made in memory.
+put in its place whole; later ones are transactions. Both are done by one process at a time, while none reads: SQLite
+finds an unfinished transaction by the name of the file, and so could not tell the old file from the new one. Where it
+cannot be written, it is made in memory.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sqlite3
@@ -25,59 +27,80 @@ from mllm_pipe.tracing.selection import Selection
 
 
 class Index:
-    """The index, as far as the journal goes now."""
+    """The index, as far as the journal goes now. Use as a context: inside, it can be asked, and does not change."""
 
     def __init__(self) -> None:
         """Missing if there is no journal."""
         self.journal = journalled.opened()
         self.path = journalled.place_of_index()
-        try:
-            self.db = self._current()
-        except sqlite3.DatabaseError:  # damaged, of another version, or not to be written: made anew
-            with suppress(OSError):
-                os.unlink(self.path)
-            self.db = self._current()
+        self.lock = -1
 
-    def _current(self) -> sqlite3.Connection:
+    def __enter__(self) -> Index:
+        with suppress(OSError):  # where no file can be made, none is replaced either
+            self.lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
         there = os.fstat(self.journal)
         same = (schema.VERSION, there.st_dev, there.st_ino, os.pread(self.journal, 100, 0).hex())
-        if os.path.exists(self.path):
-            db = connect(self.path)
-            with suppress(sqlite3.OperationalError):  # no table of that name
-                found = db.execute("select version, device, inode, head, offset from meta").fetchone()
-                if found and found[:4] == same and found[4] <= there.st_size:
-                    if found[4] < there.st_size:
-                        self._follow(db, there.st_size)
-                    return db
-            db.close()
-        return self._anew(same)
+        try:
+            self.db = self._there(same, there.st_size) or self._anew(same)
+        except sqlite3.DatabaseError:  # damaged, or not to be written
+            self.db = self._anew(same)
+        # A transaction that has begun to read goes on reading what it has opened, whatever comes in its place.
+        self.db.execute("begin")
+        self.db.execute("select offset from meta").fetchone()
+        if self.lock >= 0:
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.db.close()
+        os.close(self.journal)
+        if self.lock >= 0:
+            os.close(self.lock)
+
+    def _there(self, same: tuple[int, int, int, str], size: int) -> sqlite3.Connection | None:
+        """The index that is there, brought up to the journal; None if there is none, or one of another journal."""
+        if not os.path.exists(self.path):
+            return None
+        db = connect(self.path)
+        with suppress(sqlite3.OperationalError):  # no table of that name
+            found = db.execute("select version, device, inode, head, offset from meta").fetchone()
+            if found and found[:4] == same and found[4] <= size:
+                if found[4] < size:
+                    self._follow(db, found[4], size)
+                return db
+        db.close()
+        return None
 
     def _anew(self, same: tuple[int, int, int, str]) -> sqlite3.Connection:
-        """Make the index beside its place, then put it there."""
-        making = f"{self.path}.{os.getpid()}"
-        folder = os.path.dirname(self.path)
-        _tidy(folder, os.path.basename(self.path) + ".")
-        place = making if os.access(folder, os.W_OK) else ":memory:"
-        try:
-            db = made(place)
-            db.execute("insert into meta values (?, ?, ?, ?, 0)", same)
-            fill(db, self.journal, place)
-            db.executescript(schema.INDEXES + schema.VIEWS)
-            if place == making:
-                db.close()
+        """Make the index beside its place, then put it there; where that cannot be, in memory."""
+        making = f"{self.path}.new"
+        if self.lock >= 0:
+            _tidy(making)
+            try:
+                self._fill(making, same).close()
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self.path}-journal")  # a killed process left it: it is of the file that goes
                 os.replace(making, self.path)
-                db = connect(self.path)
-            return db
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(making)
+                return connect(self.path)
+            except sqlite3.OperationalError:  # the disk is full
+                pass
+            finally:
+                _tidy(making)
+        return self._fill(":memory:", same)
 
-    def _follow(self, db: sqlite3.Connection, size: int) -> None:
+    def _fill(self, place: str, same: tuple[int, int, int, str]) -> sqlite3.Connection:
+        db = made(place)
+        db.execute("insert into meta values (?, ?, ?, ?, 0)", same)
+        fill(db, self.journal, place)
+        db.executescript(schema.INDEXES + schema.VIEWS)
+        return db
+
+    def _follow(self, db: sqlite3.Connection, begin: int, size: int) -> None:
         """Take in what the journal has gained, in one transaction."""
         db.execute("begin immediate")
         try:
             filling = Filling(db)
-            begin = db.execute("select offset from meta").fetchone()[0]  # another may have read on meanwhile
             filling.store(filling.read(self.journal, begin, size))
             db.execute("commit")
         except BaseException:
@@ -232,15 +255,9 @@ def _plain(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _tidy(folder: str, start: str) -> None:
-    """Take away what processes that were killed had begun to make: their id stands in its name."""
-    for name in os.listdir(folder):
-        maker = name.removeprefix(start).split(".")[0]
-        if name.startswith(start) and maker.isdigit():
-            try:
-                os.kill(int(maker), 0)
-            except ProcessLookupError:
-                with suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
-            except (PermissionError, OverflowError):
-                pass  # it is another user's, and lives
+def _tidy(making: str) -> None:
+    """Take away what is left of an index that was being made, and of its parts: whoever made it is gone."""
+    folder, name = os.path.split(making)
+    for left in os.listdir(folder):
+        if left.startswith(name):
+            os.unlink(os.path.join(folder, left))
