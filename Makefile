@@ -16,8 +16,10 @@ setup: .venv/ready
 demo: .venv/ready
 	@sh tests/examples/demo.sh
 
-test: .venv/ready
-	$(BIN)/python -m pytest
+JOBS ?= 3
+
+test: .venv/ready # JOBS processes at once; most of the time is that of commands that start
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]' --config-settings editable_mode=compat

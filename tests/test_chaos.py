@@ -17,6 +17,8 @@ import pytest
 from conftest import environment
 from loopback.chaos import ANSWER, DIALECTS, KEY, SECRET, WIRE, Chaos
 
+pytestmark = pytest.mark.xdist_group("chaos")  # all faults are played once, and looked at by each test
+
 TAILS = {"anthropic": "", "openai": "/v1", "openai-chat": "/v1", "google": ""}
 TIMEOUT_S = 3.0  # of what waits for it; all others have time enough, however busy the machine is
 

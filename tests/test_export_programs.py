@@ -25,10 +25,13 @@ from mllm_pipe.sessions.gemini import HIDDEN
 
 PROGRAMS = os.environ.get("MLLM_TEST_PROGRAMS", "")
 PATHS = PROGRAMS + os.pathsep + os.environ["PATH"]
-pytestmark = pytest.mark.skipif(
-    not all(shutil.which(name, path=PATHS) for name in sessions.PROGRAMS),
-    reason="claude, codex, gemini and opencode are not installed: .ci/run does it",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not all(shutil.which(name, path=PATHS) for name in sessions.PROGRAMS),
+        reason="claude, codex, gemini and opencode are not installed: .ci/run does it",
+    ),
+    pytest.mark.xdist_group("export"),  # each program makes its session once for all
+]
 DIALECT = {"claude": "anthropic", "codex": "responses", "gemini": "google", "opencode": "chat"}
 PAIRS = [(source, target) for source in sessions.PROGRAMS for target in sessions.PROGRAMS if source != target]
 ASKED = "What is 2+2?"

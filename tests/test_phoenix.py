@@ -16,7 +16,10 @@ from typing import Any
 import orjson
 import pytest
 
-pytestmark = pytest.mark.skipif("MLLM_TEST_PHOENIX" not in os.environ, reason="MLLM_TEST_PHOENIX names no Phoenix")
+pytestmark = [
+    pytest.mark.skipif("MLLM_TEST_PHOENIX" not in os.environ, reason="MLLM_TEST_PHOENIX names no Phoenix"),
+    pytest.mark.xdist_group("phoenix"),  # one is started for all
+]
 
 
 def free_port() -> int:
