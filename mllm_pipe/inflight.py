@@ -61,9 +61,11 @@ def stop_when_reader_leaves() -> None:
 def settled() -> Iterator[None]:
     """What is sent and what has been paid for is written down whole before anything ends us: a reader that leaves, or a
     signal. One at a time."""
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     with _settling:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        if threading.current_thread() is not threading.main_thread():
+            yield  # a signal is handled in the main thread, which waits for us in `abandon`
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
             yield
         finally:

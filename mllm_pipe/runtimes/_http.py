@@ -194,13 +194,24 @@ def _way_class() -> type:
     class Stream(httpcore.NetworkStream):
         def __init__(self, inner: httpcore.NetworkStream, way: Way) -> None:
             self.inner, self.way = inner, way
+            self.held: bytes = b""  # the head of a request, which goes out with what follows it, in one packet
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            self._send(b"")
             clock = self.way.clock
             data: bytes = clock.wait(clock.limit(), lambda seconds: self.inner.read(max_bytes, seconds))
             return data
 
         def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            if buffer.endswith(b"\r\n\r\n") and not self.held:
+                self.held = buffer
+            else:
+                self._send(buffer)
+
+        def _send(self, more: bytes) -> None:
+            buffer, self.held = self.held + more, b""
+            if not buffer:
+                return
             clock = self.way.clock
             clock.phase, clock.sent_at = "sent", time.monotonic()
             # in pieces, each with what is left then: a write grants its timeout to every send anew
