@@ -192,9 +192,11 @@ def _way_class() -> type:
     import httpx
 
     class Stream(httpcore.NetworkStream):
+        held: bytes
+
         def __init__(self, inner: httpcore.NetworkStream, way: Way) -> None:
             self.inner, self.way = inner, way
-            self.held: bytes = b""  # the head of a request, which goes out with what follows it, in one packet
+            self.held = b""  # the head of a request, which goes out with what follows it, in one packet
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
             self._send(b"")
@@ -209,7 +211,8 @@ def _way_class() -> type:
                 self._send(buffer)
 
         def _send(self, more: bytes) -> None:
-            buffer, self.held = self.held + more, b""
+            buffer = self.held + more
+            self.held = b""
             if not buffer:
                 return
             clock = self.way.clock
