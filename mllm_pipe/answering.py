@@ -66,7 +66,9 @@ def _beside(thread: Thread, first: Turn, wish: Wish) -> Turn:
     """The turn of a further agent: it answers the message that the first one answers."""
     shared = thread.with_more(first.made)
     turn = open_turn(shared, wish)
-    if turn is None or any(record["type"] == "message" for record in turn.made):
+    asked = [record["content"] for record in first.made if record["type"] == "message"]
+    others = asked and asked != [wish.prompt or wish.agent["instruction"]]
+    if turn is None or others or any(record["type"] == "message" for record in turn.made):
         raise Usage("several --to are asked the same thing: give a PROMPT, instead of the instruction of one of them")
     return turn
 

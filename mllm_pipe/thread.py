@@ -139,6 +139,13 @@ def quoted(message: Record) -> list[dict[str, Any]]:
     return [{"type": "text", "text": said}, *files]
 
 
+def overheard(result: dict[str, Any], caller: str) -> list[dict[str, Any]]:
+    """The result of another agent's call as this agent sees it: user text in a fence, as the call is; files stay."""
+    said = fenced("to " + orjson.dumps(caller).decode(), transcript_text([result]))
+    files = [part for part in parts_of(result["content"]) if part["type"] == "file"]
+    return [{"type": "text", "text": said}, *files]
+
+
 def transcript_text(parts: list[dict[str, Any]]) -> str:
     """Parts as plain text for a reader who has no form for them: calls and results as JSON, files by name."""
     lines = []
@@ -161,19 +168,28 @@ def view(messages: list[Record], agent: str) -> dict[str, Any]:
     """What `agent` is sent of a branch: {"system": text or None, "turns": [...]}, in the shape of mllm_pipe.runtimes.
 
     Leading system messages are the system text. Messages of this agent, and of no named agent, are its own turns;
-    another's are quoted as user text. All user-side messages between two answers are one turn, results first.
+    another's are quoted as user text, and so are the results of its calls. All user-side messages between two answers
+    are one turn, results first.
     """
     system: list[str] = []
     turns: list[Turn] = []
+    callers: dict[str, str] = {}  # who made a call, by its id, if it is another agent
     for message in messages:
         role, parts = message["role"], parts_of(message["content"])
         if role == "system" and not turns:
             system.append(text_of(message["content"]))
             continue
-        if role == "assistant" and speaker(message) not in (agent, UNNAMED):
-            role, parts = "user", quoted(message)
-        elif role == "tool":
-            role = "user"
+        if role == "assistant":
+            calls = [part["id"] for part in parts if part["type"] == "tool_call"]
+            if speaker(message) not in (agent, UNNAMED):
+                role, parts = "user", quoted(message)
+                callers |= dict.fromkeys(calls, speaker(message))
+            else:
+                callers = {ident: name for ident, name in callers.items() if ident not in calls}
+        else:
+            role = "user" if role == "tool" else role
+            parts = [seen for part in parts for seen in (
+                overheard(part, callers[part["call_id"]]) if part.get("call_id") in callers else [part])]  # fmt: skip
         if role == "user" and turns and turns[-1]["role"] == "user":
             turns[-1]["parts"] += parts
             turns[-1]["ids"].append(message["id"])
@@ -195,8 +211,15 @@ def asked_again(request: dict[str, Any], parts: list[dict[str, Any]], text: str)
 
 
 def answered(request: dict[str, Any]) -> bool:
-    """True if the view ends with this agent's own answer: there is nothing to answer."""
-    return not request["turns"] or request["turns"][-1]["role"] == "assistant"
+    """True if the view ends with this agent's own answer: there is nothing to answer. System text asks nothing."""
+    asked = [turn for turn in request["turns"] if turn["role"] != "system"]
+    return not asked or asked[-1]["role"] == "assistant"
+
+
+def unasked(messages: list[Record]) -> bool:
+    """True if a branch ends with an answer, whoever's it is: nobody has asked anything since."""
+    spoken = [message for message in messages if message["role"] != "system"]
+    return not spoken or spoken[-1]["role"] == "assistant"
 
 
 def framed(system: str | None, turns: list[Turn]) -> str:

@@ -24,6 +24,7 @@ from mllm_pipe.thread import (
     retry_of,
     rivals,
     speaker,
+    unasked,
     view,
 )
 from mllm_pipe.window import condensed
@@ -107,7 +108,7 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
             made.append(tooling.record_of(thread, tools))
     if prompt and not retry_of(messages, prompt):
         made.append(_user_message(thread.id, prompt, messages))
-    elif not prompt and agent["instruction"] and answered(view(messages, agent["name"])):
+    elif not prompt and agent["instruction"] and unasked(messages):
         made.append(_user_message(thread.id, agent["instruction"], messages))
     messages = condensed(messages, records) + [record for record in made if record["type"] == "message"]
     return Turn(messages, made, request_of(messages, wish, tools))
@@ -133,7 +134,8 @@ def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) 
     """What is asked of the target, in the shape of mllm_pipe.runtimes. Usage if there is nothing to answer."""
     agent = wish.agent
     request = view(messages[-wish.last :] if wish.last else messages, agent["name"])
-    if not request["turns"] or not request["turns"][-1]["parts"]:
+    asked = [turn for turn in request["turns"] if turn["role"] != "system"]
+    if not asked or not asked[-1]["parts"]:
         raise Usage("nothing to answer: it asks nothing yet; give a PROMPT")
     if answered(request):
         named = speaker(messages[-1]) != UNNAMED or agent["name"] == UNNAMED

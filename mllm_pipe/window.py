@@ -31,11 +31,18 @@ def estimate(request: dict[str, Any]) -> int:
 
 
 def condensed(messages: list[Record], records: list[Record]) -> list[Record]:
-    """The branch as it is sent: what the newest summary covers is replaced by it; pinned messages stay."""
-    summary = next((record for record in reversed(records) if record["type"] == "summary"), None)
-    if not summary:
+    """The branch as it is sent: what the newest summary of it covers is replaced by it; what is pinned stays.
+
+    A summary that covers a message of another branch tells what was said there, and is none of this one.
+    """
+    here = {ident for message in messages for ident in _stands_for(message)}
+    summaries = [record for record in records if record["type"] == "summary" and here.issuperset(record["covers"])]
+    if not summaries:
         return messages
-    covered = {message["id"] for message in messages if message["id"] in set(summary["covers"]) and not pinned(message)}
+    summary, stays = summaries[-1], staying(messages)
+    covers = set(summary["covers"])
+    covered = {message["id"] for message in messages
+               if covers.issuperset(_stands_for(message)) and message["id"] not in stays}  # fmt: skip
     if not covered:
         return messages
     text = fenced("summary of what was said before", transcript_text(parts_of(summary["content"])))
@@ -46,9 +53,27 @@ def condensed(messages: list[Record], records: list[Record]) -> list[Record]:
     return [*kept[:first], short, *kept[first:]]
 
 
-def pinned(message: Record) -> bool:
-    """True for what no summary may swallow: system text, and messages with meta.pinned."""
-    return message["role"] == "system" or bool(message.get("meta", {}).get("pinned"))
+def _stands_for(message: Record) -> list[str]:
+    """The ids of the messages that it is sent for: its own, or of one that is a summary, those that it covers."""
+    covers: list[str] = message.get("covers", [message["id"]])
+    return covers
+
+
+def staying(messages: list[Record]) -> set[str]:
+    """The ids of what no summary may swallow: system text, messages with meta.pinned, and with a call that is pinned
+    its results, with a result its call."""
+    kept = {message["id"] for message in messages
+            if message["role"] == "system" or message.get("meta", {}).get("pinned")}  # fmt: skip
+    makers: dict[str, str] = {}
+    together: dict[str, set[str]] = {}
+    for message in messages:
+        for part in parts_of(message["content"]):
+            if part["type"] == "tool_call":
+                makers[part["id"]] = message["id"]
+            elif part["type"] == "tool_result" and part["call_id"] in makers:
+                maker = makers[part["call_id"]]
+                together.setdefault(maker, {maker}).add(message["id"])
+    return kept.union(*(group for group in together.values() if group & kept))
 
 
 def to_cover(messages: list[Record], budget: int) -> list[Record]:
@@ -57,15 +82,15 @@ def to_cover(messages: list[Record], budget: int) -> list[Record]:
     Calls and their results stay together: the cut is before a user message.
     """
     sizes = [len(transcript_text(parts_of(message["content"])).encode()) / BYTES_A_TOKEN + 8 for message in messages]
-    left = sum(sizes)
+    left, stays = sum(sizes), staying(messages)
     cut = 0
     for place, message in enumerate(messages[:-1]):
         if message["role"] == "user" and place and left <= budget:
             break
-        left -= 0 if pinned(message) else sizes[place]
+        left -= 0 if message["id"] in stays else sizes[place]
         if messages[place + 1]["role"] == "user":
             cut = place + 1
-    return [message for message in messages[:cut] if not pinned(message)]
+    return [message for message in messages[:cut] if message["id"] not in stays]
 
 
 def question(covered: list[Record]) -> dict[str, Any]:

@@ -357,6 +357,24 @@ def test_an_agent_of_the_users_configuration_speaks_under_its_name(sh, home):
     assert ran.records[4]["content"] == "Go on."
 
 
+def test_the_instruction_is_what_asks_where_nobody_else_does(sh, home):
+    folder = home / ".config/mllm-pipe"
+    folder.mkdir(parents=True)
+    (folder / "mllm.toml").write_text(
+        '[agents.critic]\nruntime = "echo"\ninstruction = "Review it."\n[agents.other]\nruntime = "echo"\n')  # fmt: skip
+    poem = "dispatch -q --to echo --as poet 'Roses are red.'"
+    reviewed = sh(f"{poem} | dispatch -q --to critic | cat")
+    assert reviewed.kinds() == "begin user assistant span user assistant span ok end"
+    assert reviewed.records[4] | {"id": "", "at": ""} == {
+        "v": 1, "type": "message", "thread": reviewed.records[1]["thread"], "id": "", "at": "", "role": "user",
+        "content": "Review it.", "reply_to": reviewed.records[2]["id"]}  # fmt: skip
+    assert sh(f"{poem} | dispatch -q --to critic 'Is it short?' --text").out.endswith("\nIs it short?\n")
+    assert sh("thread-append --new 'Is it?' | dispatch -q --to critic --text").out == "Is it?\n"
+    both = sh(f"{poem} | dispatch -q --to critic --to other | tail -n 1; exit ${{PIPESTATUS[1]}}")
+    assert both.status == 2 and both.err.endswith(
+        "several --to are asked the same thing: give a PROMPT, instead of the instruction of one of them\n")  # fmt: skip
+
+
 @pytest.mark.parametrize("value, why", [
     ("soon", "'soon' is not a valid float range"),
     ("nan", "nan is no number"),

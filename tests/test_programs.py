@@ -126,6 +126,15 @@ def test_a_turn_of_several_texts_and_a_picture_arrives_whole(program: Program) -
     assert program.sent()[3:] == [["user", "text", "/two"], ["user", "image", PNG], ["user", "text", "three"]]
 
 
+def test_system_text_after_the_question_arrives_beside_it(program: Program) -> None:
+    program.ask(user("one"), turn("assistant", "1"), user("two"), turn("system", "Be brief."))
+    told = {
+        "claude": [["user", "text", "two"], ["user", "text", "<system>\nBe brief.\n</system>"]],
+        "codex": [["system", "text", "Be brief."], ["user", "text", "two"]],
+    }
+    assert program.sent()[1:] == [["user", "text", "one"], ["assistant", "text", "1"], *told[program.name]]
+
+
 def test_results_as_the_newest_turn_arrive_with_their_call(program: Program) -> None:
     program.ask(*TEN_TURNS[:4], user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb"), "/And now?"))
     assert program.sent()[1:] == [*TEN_SENT[:8], ["user", "text", "/And now?"]]

@@ -131,6 +131,13 @@ def test_a_turn_of_several_texts_and_a_picture_arrives_whole(program: Program) -
     assert result["losses"] == []
 
 
+def test_system_text_after_the_question_arrives_after_it(program: Program) -> None:
+    program.ask(user("one"), turn("assistant", "1"), user("two"), turn("system", "Be brief."))
+    assert program.sent()[1:] == [
+        ["user", "text", "one"], ["assistant", "text", "1"], ["user", "text", "two"],
+        ["user", "text", "<system>\nBe brief.\n</system>"]]  # fmt: skip
+
+
 def test_results_as_the_newest_turn_arrive_with_their_call(program: Program) -> None:
     newest = user(answered("call_a", "FILE BODY"), answered("call_b", "a\nb"))
     result = program.ask(*TEN_TURNS[:4], newest)

@@ -201,6 +201,18 @@ def test_older_turns_are_summarized_once_and_pins_and_system_stay(sh, work, home
     assert "in short" in again.out and "assistant 0 word" not in again.out, "the same summary from then on"
 
 
+def test_a_summary_of_a_summary_takes_its_place_at_once_and_for_ever(sh, work, home):
+    long_thread(work)
+    configure(home, summarizer="exec:echo in short")
+    sh("dispatch --to me --window 1400 < t | thread-append s >/dev/null")
+    sh(f"thread-append s '{'more ' * 600}' | dispatch --to me --window 1400 | thread-append s >/dev/null")
+    again = sh("thread-append s 'and now' | dispatch --to me --window 100000 --text")
+    asked = sh("jq -c 'select(.author.agent == \"me\")' s").records  # cat says what it was asked
+    assert sh("grep -c '\"type\":\"summary\"' s").out == "2\n"
+    assert [record["content"].count("in short") for record in asked] == [1, 1]
+    assert again.out.startswith(asked[-1]["content"])
+
+
 def test_a_summarizer_that_fails_fails_the_thread(sh, work, home):
     long_thread(work)
     configure(home, summarizer="exec:false")

@@ -239,7 +239,7 @@ stages = ["route desk", "dispatch"]
 @pytest.mark.parametrize("group, tree", [
     ("review", """\
 run ID  ok  group review  TIME
-│  T  231 in  17 out  $0.000000
+│  T  240 in  19 out  $0.000000
 ├─ 1: dispatch writer  echo:small  ok  BAR  T  $0.000000
 ├─ 2: dispatch reviewer  echo:large  ok  BAR  T  $0.000000
 └─ 3: judge  echo  ok  BAR  T  $0.000000

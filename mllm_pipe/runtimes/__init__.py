@@ -31,7 +31,7 @@ file and its events. Further names that a module may define:
     turn = {"role": "user" | "assistant" | "system", "parts": [part, ...], "ids": [message ids],
             "origin": the message's origin | None}
     parts are the envelope's content parts; tool results stand in user turns, before the text of that turn.
-    The last turn is always a user turn.
+    The last turn is a user turn; system turns may stand after it.
 
 `io` (mllm_pipe.span.Io):
     io.text(str)        a piece of the answer has come: streams it to who looks on and takes the time of the first

@@ -65,6 +65,7 @@ def seen(turns: list[Json], provider: str, model: str) -> tuple[list[Json], list
     row = models.find(provider, model)
     blind = [kind for kind, flag in _READ_BY.items() if models.capability(row, flag) is False]
     losses: list[Json] = []
+    newest = next((turn for turn in reversed(turns) if turn["role"] != "system"), None)
 
     def shown(turn: Json, part: Json) -> Json:
         if part["type"] == "tool_result" and isinstance(part["content"], list):
@@ -72,7 +73,7 @@ def seen(turns: list[Json], provider: str, model: str) -> tuple[list[Json], list
         if part["type"] != "file" or not part["media_type"].startswith(tuple(blind)):
             return part
         name = part.get("name") or part.get("url") or part["media_type"]
-        if turn is turns[-1]:
+        if turn is newest:
             said = f"{model} reads no {part['media_type']} ({name}); ask a model that does: mllm models says which"
             raise CallFailed("bad_request", said, billed="no")
         loss(losses, turn, f"file {name}", "dropped", "the model cannot read it")

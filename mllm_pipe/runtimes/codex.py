@@ -64,10 +64,11 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     CallFailed("too_large") if the newest text is longer than codex takes.
     """
     rule = _turns.rules("codex", _base_url(target, None), ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}",
-                        result_files=False, user_first=False)  # fmt: skip
+                        result_files=False, user_first=False, empty_answers=True)  # fmt: skip
     turns, renamed = distinct(_files.embedded(request["turns"]))
     turns, bent = _turns.settle(turns, rule)
     turns = [_text_last(turn, bent) if turn["role"] == "user" else turn for turn in turns]
+    turns = _system_before(turns, bent)
     items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
     newest = items[-1]["content"][0]["text"]
     if len(newest) > LONGEST_PROMPT:
@@ -86,6 +87,20 @@ def _text_last(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, 
         _turns.loss(losses, turn, "file", "moved", "before the last text of its turn")
     last = texts[-1] if texts else {"type": "text", "text": NO_TEXT}
     return {**turn, "parts": [*(part for part in parts if part is not last), last]}
+
+
+def _system_before(turns: list[dict[str, Any]], losses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System turns between what the user says and its answer, put before the user's last text: that stands on stdin."""
+    out: list[dict[str, Any]] = []
+    for place, turn in enumerate(turns):
+        after = next((later["role"] for later in turns[place:] if later["role"] != "system"), "assistant")
+        if turn["role"] != "system" or after != "assistant" or not out or out[-1]["role"] != "user":
+            out.append(turn)
+            continue
+        _turns.loss(losses, turn, "system text", "moved", "before the last text of the user's turn")
+        *before, last = out[-1]["parts"]
+        out[-1:] = [*([{**out[-1], "parts": before}] if before else []), turn, {**out[-1], "parts": [last]}]
+    return out
 
 
 def _items(turn: dict[str, Any], _keep: bool) -> list[dict[str, Any]]:

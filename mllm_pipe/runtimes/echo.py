@@ -18,8 +18,9 @@ FREE = True
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:
     """The last user turn's text, or a value of request["schema"]. CallFailed("empty") if the turn has no text."""
     said = [text(turn) for turn in request["turns"]]
+    newest = text(newest_of(request["turns"]))
     schema = request.get("schema")
-    answer = orjson.dumps(instance(schema)).decode() if schema else said[-1]
+    answer = orjson.dumps(instance(schema)).decode() if schema else newest
     if not answer:
         raise CallFailed("empty", "the newest turn has no text to echo", billed="no")
     io.text(answer)
@@ -44,7 +45,12 @@ def usable(target: dict[str, Any]) -> str:
 
 def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Nothing is sent."""
-    return {"stdin": text(request["turns"][-1])}
+    return {"stdin": text(newest_of(request["turns"]))}
+
+
+def newest_of(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest turn that is no system text."""
+    return next(turn for turn in reversed(turns) if turn["role"] != "system")
 
 
 def text(turn: dict[str, Any]) -> str:
