@@ -8,7 +8,7 @@ from typing import Any
 from mllm_pipe.compact import fitted
 from mllm_pipe.envelope import Record, line_of
 from mllm_pipe.errors import WRITE_FAILED, Failure, Outcome, Usage
-from mllm_pipe.runtimes import load
+from mllm_pipe.runtimes import load, worded
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import UNNAMED, text_of
 from mllm_pipe.turn import Turn, Wish, complaint, open_turn, take
@@ -96,7 +96,7 @@ def preview(thread: Thread, wishes: list[Wish], show: Callable[[str], None]) -> 
                 raise thread.fault
             turn = open_turn(thread, wish)
             if turn:
-                sent = load(wish.target["kind"]).preview(wish.target, turn.request)
+                sent = load(wish.target["kind"]).preview(wish.target, worded(wish.target, turn.request)[0])
                 show(line_of({"thread": thread.id} | sent).decode())
         except Failure as refusal:
             return Answered([], [(wish, refusal)], False)

@@ -108,7 +108,8 @@ def worst_case(target: dict[str, Any], request: dict[str, Any]) -> Worst:
     prompt += getattr(runtime, "OWN_TOKENS", {}).get(target["allow"], 0)
     options = request.get("options", {})
     given = options.get("max_tokens")
-    answer = given if isinstance(given, int) else target["max_tokens"] or models.output_limit(row) or LONGEST_ANSWER
+    held = target["max_tokens"] if getattr(runtime, "TAKES_MAX_TOKENS", False) else None
+    answer = given if isinstance(given, int) else held or models.output_limit(row) or LONGEST_ANSWER
     rates = prices.rates(row, prompt, options.get("service_tier"), datetime.now(UTC)) if row else None
     if not rates:
         return Worst(None, prompt + answer)

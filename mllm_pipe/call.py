@@ -14,8 +14,8 @@ from mllm_pipe.gate import FAULTS, LeftAlone
 from mllm_pipe.inflight import Sent, journalled, live, settled
 from mllm_pipe.patience import Patience
 from mllm_pipe.recall import Claimed, answer_of, kept_result
-from mllm_pipe.runtimes import load
-from mllm_pipe.span import Io, Result, ignored, ms, span_of
+from mllm_pipe.runtimes import load, worded
+from mllm_pipe.span import Io, Result, ms, span_of
 from mllm_pipe.terminal import note
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
@@ -138,13 +138,13 @@ def _tried(
                 gate.turn_back()
                 raise
             began = time.monotonic()
-            io.ignored = ignored(target, request, getattr(runtime, "TAKES_OPTIONS", False))
+            asked, io.ignored = worded(target, request)
             attempt: Record = name | {"status": "ok"} | ({"wait_ms": ms(wait)} if wait else {})
             attempts.append(attempt)
             result, failure, code = None, None, "stopped"
             try:
                 io.lost(io.ignored)
-                result, code = runtime.call(target, request, io), ""
+                result, code = runtime.call(target, asked, io), ""
                 return result, None
             except CallFailed as failed:
                 unsure = failed.billed == "unknown"

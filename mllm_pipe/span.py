@@ -56,15 +56,6 @@ class Io:
         return left
 
 
-def ignored(target: dict[str, Any], request: dict[str, Any], takes_options: bool) -> list[dict[str, Any]]:
-    """The losses of a request to a runtime that takes no options and no tools."""
-    if takes_options:
-        return []
-    names = [f"option {name}" for name in request.get("options", {})]
-    names += [f"tool {tool['name']}" for tool in request.get("tools", [])]
-    return [{"what": name, "action": "dropped", "why": f"{target['runtime']} takes none"} for name in names]
-
-
 def span_of(
     target: dict[str, Any], about: dict[str, Any], io: Io, run_id: str, result: Result, failure: CallFailed | None
 ) -> Record:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 from mllm_pipe.call import Call, ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CUT_OFF, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
@@ -130,6 +132,11 @@ def _picked(rival: list[Record], name: str | None) -> Record:
                 "or thread-append FILE --at ID TEXT")  # fmt: skip
 
 
+def form_of(schema: dict[str, Any]) -> str:
+    """A schema in words."""
+    return f"Answer with JSON alone, which holds to this JSON Schema:\n{orjson.dumps(schema).decode()}"
+
+
 def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) -> dict[str, Any]:
     """What is asked of the target, in the shape of mllm_pipe.runtimes. Usage if there is nothing to answer."""
     agent = wish.agent
@@ -147,6 +154,7 @@ def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) 
         )  # fmt: skip
     request["system"] = "\n\n".join(filter(None, [request["system"], agent["system"]])) or None
     request["schema"] = wish.schema
+    request |= {"form": form_of(wish.schema)} if wish.schema else {}
     request |= {"tools": tools} if tools else {}
     request |= {"options": wish.options} if wish.options else {}
     return request
@@ -191,7 +199,7 @@ def _answer(request: dict[str, Any], messages: list[Record], thread: Thread, wis
         if not why:
             return answer, failure
         parts = call.result["parts"] if call.result else []
-        request = asked_again(request, parts, f"That does not hold to the schema: {why}. Answer again: the JSON alone.")
+        request = asked_again(request, parts, f"That does not hold to the schema: {why}.\n{request['form']}")
     failure = CallFailed("schema", f"twice it did not hold to the schema: {why}", billed="yes")
     made.append(complaint(failure, thread, call.span) | {"content": call.made[0]["content"]})
     return None, failure

@@ -31,6 +31,9 @@ class Io:
     def text(self, piece: str) -> None:
         self.pieces.append(piece)
 
+    def lost(self, losses: list[dict[str, Any]]) -> None:
+        pass
+
     def left(self) -> float:
         left = self.end - time.monotonic()
         if left <= 0:
@@ -100,9 +103,10 @@ def test_prompt_in_answer_out_and_trailing_newlines_go() -> None:
 def test_history_or_system_text_makes_one_framed_text() -> None:
     answer = {"role": "assistant", "parts": [{"type": "text", "text": "a"}], "ids": ["2"], "origin": None}
     turns = [*view("first")["turns"], answer, *view("last")["turns"]]
-    framed = command.request({"system": "be brief", "turns": turns, "schema": None})
+    framed, losses = command.request({"system": "be brief", "turns": turns, "schema": None})
+    assert losses == []
     assert [word in framed for word in ("be brief", "first", "last")] == [True, True, True]
-    assert command.request(view("as it is\n")) == "as it is\n"
+    assert command.request(view("as it is\n")) == ("as it is\n", [])
 
 
 def test_text_comes_as_it_is_written(tmp_path: Path) -> None:

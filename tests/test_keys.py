@@ -81,6 +81,14 @@ def test_a_variable_that_is_named_on_the_line_is_the_only_place(sh, server, conf
     assert ran.err.endswith(f": work: NOWHERE is not set; it should hold the key{SEE}")
 
 
+def test_a_program_sees_the_key_that_is_named_and_no_other(sh):
+    keys = {"OPENAI_API_KEY": "sk-canary-openai", "GROQ_API_KEY": "sk-canary-groq"}
+    ask = "dispatch -q --to 'exec:sh -c \"env | grep sk-canary\"' --new q --text"
+    assert sh(f"{ask} --key-env GROQ_API_KEY", **keys).out == "GROQ_API_KEY=sk-canary-groq\n"
+    ran = sh(f"{ask} --key-env MY_KEY", **keys)
+    assert (ran.status, ran.err.endswith(f"exec: MY_KEY is not set; it should hold the key{SEE}")) == (77, True)
+
+
 def test_a_key_that_is_kept_does_not_follow_base_url(sh, server, configured):
     """It was kept for the place that the configuration names."""
     configured("")

@@ -323,9 +323,8 @@ def test_profile_schema_tools_and_options_find_their_place():
     assert body["response_format"]["json_schema"] == {"name": "answer", "schema": {"type": "object"}, "strict": False}
     assert body["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
-    body, losses = openai_chat.request(preset("deepseek") | {"max_tokens": 5}, request)
+    body, _ = openai_chat.request(preset("deepseek") | {"max_tokens": 5}, request)
     assert (body["max_tokens"], body["response_format"]) == (5, {"type": "json_object"})
-    assert [loss["what"] for loss in losses] == ["schema"]
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,42 @@ def test_a_mismatch_is_asked_once_more_and_then_status_5(sh, work, home):
     assert calls(home) == 4
 
 
+WORDS = ("Answer with JSON alone, which holds to this JSON Schema:\n"
+         '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}')  # fmt: skip
+
+
+@pytest.mark.parametrize("to, place, fielded", [
+    ("anthropic/m", ".body.system, .body.output_config.format.schema", True),
+    ("openai/m", ".body.instructions, .body.text.format.schema", True),
+    ("google/m", ".body.systemInstruction.parts[0].text, .body.generationConfig.responseJsonSchema", True),
+    ("groq/m", ".body.messages[0].content, .body.response_format.json_schema.schema", True),
+    ("codex", ".files.system, .files.schema", True),
+    ("gemini", ".files.system, "
+               ".files.settings.modelConfigs.customOverrides[0].modelConfig.generateContentConfig.responseJsonSchema", True),
+    ("claude", ".files.system, null", False),
+    ("opencode:p/m", ".files.system, null", False),
+    ("deepseek/m", ".body.messages[0].content, .body.response_format.json_schema.schema", False),
+])  # fmt: skip
+def test_whoever_has_no_field_for_a_schema_is_told_of_it_in_words(sh, to, place, fielded):
+    keys = dict.fromkeys(["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "GROQ_API_KEY", "DEEPSEEK_API_KEY"], "k")
+    ran = sh(f"dispatch --dry-run --new --to {to} -s 'Be kind.' --schema 'n int' q | jq -c '{place}'", **keys)
+    wanted = orjson.loads(WORDS.splitlines()[1])
+    assert (ran.records, ran.err) == (["Be kind.", wanted] if fielded else [f"Be kind.\n\n{WORDS}", None], "")
+
+
+def test_a_program_is_told_of_the_schema_too_and_again_when_it_did_not_hold_to_it(sh, work):
+    (work / "bot").write_text('#!/bin/sh\ncat >> told; test -e again && echo \'{"n":1}\' || { touch again; echo no; }\n')
+    (work / "bot").chmod(0o755)
+    ran = sh("dispatch -q --to exec:./bot --schema 'n int' --new q | cat; cat told")
+    said = [orjson.loads(line) for line in ran.out.splitlines() if line.startswith('{"v"')]
+    assert (ran.status, [record["losses"] for record in said if record["type"] == "span"]) == (0, 2 * [[
+        {"what": "schema", "action": "moved", "why": "told in the system text: there is no field for it"}]])  # fmt: skip
+    assert (work / "told").read_text().count(WORDS) == 1 + 2
+    strict = sh("dispatch --strict --to exec:./bot --schema 'n int' --new q >/dev/null")
+    assert strict.status == 3 and strict.err.endswith(
+        "exec: --strict: schema would be moved: told in the system text: there is no field for it\n")  # fmt: skip
+
+
 def test_the_second_command_sees_the_value_once(sh):
     ran = sh("dispatch --to echo --schema 'n int' --new q | dispatch --to exec:cat --text more")
     assert ran.out.count('{"n":1}') == 1
@@ -226,6 +262,27 @@ def test_an_option_that_a_runtime_does_not_take_is_listed_and_strict_refuses_it(
     ran = sh("dispatch --to echo -o temperature 0.5 --strict --new q | cat; exit ${PIPESTATUS[0]}")
     assert ran.status == 3 and ran.kinds() == "begin user span error failed end"
     assert ran.err.endswith("echo: --strict: option temperature would be dropped: echo takes none\n")
+
+
+@pytest.mark.parametrize("to", ["codex:gpt-5", "exec:cat", "echo"])
+def test_a_limit_that_a_runtime_does_not_hold_is_listed_and_counts_for_no_budget(sh, to):
+    who = to.partition(":")[0]
+    ran = sh(f"dispatch --strict --to {to} --max-tokens 9 --new q > /dev/null", OPENAI_API_KEY="k")
+    assert ran.status == 3 and ran.err.endswith(f"{who}: --strict: max_tokens would be dropped: {who} takes none\n")
+    if who != "echo":  # which is free
+        ran = sh(f"dispatch --to {to} --max-tokens 9 --max-tokens-total 5000 --new q > /dev/null", OPENAI_API_KEY="k")
+        assert ran.status == 4 and "budget" in ran.err
+
+
+def test_what_a_program_is_not_sent_is_listed_and_strict_refuses_it(sh, work):
+    (work / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    ran = sh("dispatch -q --to exec:cat -a a.png --new q | cat")
+    assert ran.records[3]["losses"] == [{
+        "what": f"file a.png of message {ran.records[1]['id']}", "action": "downgraded",
+        "why": "only its name is told: a program is sent text"}]  # fmt: skip
+    ran = sh("dispatch --strict --to exec:cat -a a.png --new q > /dev/null")
+    assert ran.status == 3 and "exec: --strict: file a.png of message" in ran.err
+    assert sh("dispatch -q --strict --to exec:cat -s s --new q > /dev/null").status == 0
 
 
 @pytest.mark.parametrize("options, err", [

@@ -9,6 +9,8 @@ file and its events. Further names that a module may define:
 
     STREAMS = True              it reports text as it comes, by io.text
     TAKES_OPTIONS = True        it sends request["options"] and request["tools"]; of others they are listed as lost
+    TAKES_SCHEMA = True         it asks for request["schema"] in a field of its own; to others it is told in words
+    TAKES_MAX_TOKENS = True     it holds the answer to target["max_tokens"]; of others that is listed as lost
     API = "anthropic"           with TAKES_OPTIONS: the API by which mllm_pipe.models.fit knows its options
     FREE = True                 a call costs nothing: no budget is set aside for it
     OWN_TOKENS = {None: 400, "read": 2700, "write": 4100, "all": 9000}
@@ -27,7 +29,8 @@ file and its events. Further names that a module may define:
      "allow": None | "read" | "write" | "all"}              keys that a kind has no use for are ignored by it
 
 `request` (what is asked; made by mllm_pipe.thread.view; never changed by a runtime):
-    {"system": str | None, "turns": [turn, ...], "schema": JSON Schema | None}
+    {"system": str | None, "turns": [turn, ...], "schema": JSON Schema | None,
+     "form": what tells of the schema in words, where nothing else in the request does; see `worded`}
     turn = {"role": "user" | "assistant" | "system", "parts": [part, ...], "ids": [message ids],
             "origin": the message's origin | None}
     parts are the envelope's content parts; tool results stand in user turns, before the text of that turn.
@@ -77,6 +80,25 @@ def load(kind: str) -> ModuleType:
         if error.name != f"{__name__}.{name}":
             raise
         raise Usage(f"{kind}: no such runtime kind") from None
+
+
+def worded(target: Mapping[str, Any], request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(request, losses): the request as the target is asked it, and what it has no form for at all.
+
+    A schema goes into the system text, in words, where there is no field for it: so turns stay what they were. An
+    option, a tool or a limit that the runtime takes no notice of is a loss.
+    """
+    runtime, losses = load(target["kind"]), list[dict[str, Any]]()
+    options = getattr(runtime, "TAKES_OPTIONS", False)
+    lost = [] if options else [f"option {name}" for name in request.get("options", {})]
+    lost += [] if options else [f"tool {tool['name']}" for tool in request.get("tools", [])]
+    lost += ["max_tokens"] * bool(target.get("max_tokens") and not getattr(runtime, "TAKES_MAX_TOKENS", False))
+    losses += [{"what": what, "action": "dropped", "why": f"{target['runtime']} takes none"} for what in lost]
+    promised = getattr(runtime, "TAKES_SCHEMA", False) and (target.get("profile") or {}).get("schema", True)
+    if request.get("form") and not promised:
+        request = request | {"system": "\n\n".join(filter(None, [request["system"], request["form"]]))}
+        losses.append({"what": "schema", "action": "moved", "why": "told in the system text: there is no field for it"})
+    return request, losses
 
 
 def check_options(target: Mapping[str, Any], options: dict[str, Any]) -> None:

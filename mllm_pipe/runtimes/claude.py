@@ -26,7 +26,7 @@ from mllm_pipe.runtimes._claude_reply import SYNTHETIC, event_of, partial, reply
 from mllm_pipe.runtimes._program import distinct, key_for, write, wrong_program
 from mllm_pipe.sessions.claude import block, lines
 
-STREAMS = True
+STREAMS = TAKES_MAX_TOKENS = True
 OWN_TOKENS = {None: 400, "read": 2700, "write": 4100, "all": 9000}
 
 SESSION = "00000000-0000-4000-8000-000000000000.jsonl"  # must be named like a UUID

@@ -28,7 +28,7 @@ from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, wr
 from mllm_pipe.sessions.codex import item as _item
 from mllm_pipe.sessions.codex import rollout
 
-STREAMS = True
+STREAMS = TAKES_SCHEMA = True
 OWN_TOKENS = {None: 900, "read": 2100, "write": 2100, "all": 2100}
 
 KEYS = ("OPENAI_API_KEY", "CODEX_API_KEY")

@@ -1,4 +1,7 @@
-"""Kind "command", `--to 'exec:./bot --flag'`: any program. The prompt is its stdin, the answer its stdout."""
+"""Kind "command", `--to 'exec:./bot --flag'`: any program. The prompt is its stdin, the answer its stdout.
+
+The program is the user's own and gets the user's environment, but a key only if it is named in `pass_env` or `key_env`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import os
 from typing import Any
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child
+from mllm_pipe.runtimes import _child, _key, _turns
 from mllm_pipe.thread import framed, transcript_text
 
 STREAMS = True
 
-# The program is the user's own and gets the user's environment, but a key only if it is named in `pass_env`.
 VENDOR_KEYS = frozenset((
     "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK",
     "OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "AZURE_OPENAI_API_KEY",
@@ -25,18 +27,31 @@ VENDOR_KEYS = frozenset((
 ))  # fmt: skip
 
 
-def request(request: dict[str, Any]) -> str:
-    """What goes on stdin: the text of a single question as it is, else the whole view in one framed text."""
-    turns = request["turns"]
+def request(request: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """(what goes on stdin, losses): the text of a single question as it is, else the whole view in one framed text."""
+    turns, losses = request["turns"], list[dict[str, Any]]()
+    for turn in turns:
+        for part in turn["parts"]:
+            if part["type"] not in ("text", "refusal", "data"):
+                label, action, why = _BENT.get(part["type"], ("", "dropped", "a program is sent text"))
+                name = part.get(label) or part.get("media_type") or ""
+                _turns.loss(losses, turn, f"{part['type']} {name}".strip(), action, why)
     if not request["system"] and len(turns) == 1 and all(part["type"] == "text" for part in turns[0]["parts"]):
-        return transcript_text(turns[0]["parts"])
-    return framed(request["system"], turns)
+        return transcript_text(turns[0]["parts"]), losses
+    return framed(request["system"], turns), losses
 
 
-def reply(output: bytes) -> dict[str, Any]:
-    """The result for what the program wrote; trailing newlines go, as with $(...)."""
+_BENT = {
+    "file": ("name", "downgraded", "only its name is told: a program is sent text"),
+    "tool_call": ("id", "downgraded", "told as text"),
+    "tool_result": ("call_id", "downgraded", "told as text"),
+}
+
+
+def reply(output: bytes, bent: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result for what the program wrote; trailing newlines go, as with $(...). bent: the losses of the request."""
     text = output.decode("utf-8", "replace").rstrip("\n")
-    losses = []
+    losses = list(bent)
     if "\ufffd" in text and not _is_utf8(output):
         losses.append({"what": "bytes of the answer", "action": "downgraded", "why": "they are no UTF-8; now U+FFFD"})
     return {
@@ -59,13 +74,22 @@ def usable(target: dict[str, Any]) -> str:
 
 def preview(target: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
     """What `call` would do: argv, the keys that it would pass on, and stdin."""
-    passed = {name: "***" for name in target.get("pass_env") or [] if name in os.environ}
-    return {"argv": target["argv"], "env": passed, "stdin": request(view)}
+    passed = {name: "***" for name in _passed(target) if name in os.environ}
+    return {"argv": target["argv"], "env": passed, "stdin": request(view)[0]}
+
+
+def _passed(target: dict[str, Any]) -> list[str]:
+    """The keys that the program gets. CallFailed("auth") if key_env names one that is not set."""
+    named = target.get("key_env")
+    if named and not os.environ.get(named):
+        raise _key.lacking(target, ())
+    return [*(target.get("pass_env") or []), *filter(None, [named])]
 
 
 def call(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any]:
     """Runs the program (see mllm_pipe.runtimes). CallFailed "exit" if its status is not 0, "empty" if no answer."""
-    passed = target.get("pass_env") or []
+    passed, (text, losses) = _passed(target), request(view)
+    io.lost(losses)
     env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
     env["MLLM_PARENT_RUN_ID"] = io.run
     output = bytearray()
@@ -83,25 +107,24 @@ def call(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any
     name = target["argv"][0]
     try:
         ended = _child.run(
-            target["argv"], stdin=request(view).encode(), env=env, cwd=None, left=io.left, on_bytes=on_bytes
+            target["argv"], stdin=text.encode(), env=env, cwd=None, left=io.left, on_bytes=on_bytes
         )
     except CallFailed as failed:
-        failed.result = failed.result or _partial(bytes(output))
+        failed.result = failed.result or _partial(bytes(output), losses)
         raise
     if ended.status:
         said = _child.last_line(ended.tail, [env[name] for name in passed if name in env])
-        raise CallFailed(
-            "exit", f"{name}: exit status {ended.status}{': ' + said if said else ''}", result=_partial(bytes(output))
-        )
-    result = reply(bytes(output))
+        why = f"{name}: exit status {ended.status}{': ' + said if said else ''}"
+        raise CallFailed("exit", why, result=_partial(bytes(output), losses))
+    result = reply(bytes(output), losses)
     if not result["parts"]:
         raise CallFailed("empty", f"{name}: exit status 0, but no answer on its stdout")
     return result
 
 
-def _partial(output: bytes) -> dict[str, Any] | None:
+def _partial(output: bytes, losses: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What had arrived of an answer that failed."""
-    result = reply(output) | {"finish": "error"}
+    result = reply(output, losses) | {"finish": "error"}
     return result if result["parts"] else None
 
 

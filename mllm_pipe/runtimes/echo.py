@@ -12,7 +12,7 @@ import orjson
 
 from mllm_pipe.errors import CallFailed
 
-FREE = True
+FREE = TAKES_SCHEMA = True
 
 
 def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, Any]:

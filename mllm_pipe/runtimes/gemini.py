@@ -31,7 +31,7 @@ from mllm_pipe.runtimes._program import distinct, key_for, login_at, write, wron
 from mllm_pipe.sessions.gemini import HIDDEN, lines
 from mllm_pipe.sessions.gemini import part as kept_as
 
-STREAMS = True
+STREAMS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 OWN_TOKENS = {None: 150, "read": 1600, "write": 3100, "all": 7300}
 
 Json = dict[str, Any]

@@ -27,7 +27,7 @@ from mllm_pipe.runtimes import _chat_reply, _endpoint, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
-TAKES_OPTIONS = True
+TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 API, DEFAULT_URL, VENDOR_KEY = "openai-chat", "https://api.openai.com/v1", "OPENAI_API_KEY"
 
 
@@ -134,7 +134,6 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         else:
             body["response_format"] = {"type": "json_object"}
-            _turns.loss(losses, {}, "schema", "downgraded", "this server only promises JSON")
     names = {"max_completion_tokens": profile.get("max_tokens_key", "max_completion_tokens")}
     body, unfit = _endpoint.with_options(body, target, asked, API, _provider(target), names)
     return body, losses + dropped + unsent + unfit, prefix

@@ -25,7 +25,7 @@ from mllm_pipe.sessions.opencode_document import TIME, with_results
 from mllm_pipe.sessions.opencode_document import document as in_form
 from mllm_pipe.sessions.opencode_document import part as kept_as
 
-STREAMS = True
+STREAMS = TAKES_MAX_TOKENS = True
 OWN_TOKENS = {None: 150, "read": 1500, "write": 2400, "all": 6800}
 
 Json = dict[str, Any]

@@ -17,7 +17,7 @@ from mllm_pipe.lines import parse
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, branch, parts_of, view
 
-FREE = True
+FREE = TAKES_SCHEMA = True
 
 _lock = threading.Lock()
 _files: dict[str, tuple[dict[bytes, Any], list[Any]]] = {}
