@@ -102,9 +102,8 @@ def worst_case(target: dict[str, Any], request: dict[str, Any]) -> Worst:
     runtime = load(target["kind"])
     if getattr(runtime, "FREE", False):
         return Worst(Decimal(0), 0)
-    row = models.find(target["runtime"], target["model"])
-    told = orjson.dumps([request.get("tools"), request.get("schema")])
-    prompt = window.estimate(request) + int(len(told) / window.BYTES_A_TOKEN)
+    row = models.of(target)
+    prompt = window.estimate(request)
     prompt += getattr(runtime, "OWN_TOKENS", {}).get(target["allow"], 0)
     options = request.get("options", {})
     given = options.get("max_tokens")

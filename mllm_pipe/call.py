@@ -255,7 +255,7 @@ def _worth_asking(candidate: dict[str, Any], last: dict[str, Any], failure: Call
         return failure.code not in NO_FALLBACK
     from mllm_pipe import models
 
-    room, had = (models.window(models.find(one["runtime"], one["model"])) for one in (candidate, last))
+    room, had = (models.window(models.of(one)) for one in (candidate, last))
     return not room or not had or room > had
 
 

@@ -57,4 +57,4 @@ def _window_of(target: dict[str, Any]) -> int | None:
     """The window of the target's model by the table, None if nobody knows."""
     from mllm_pipe import models
 
-    return models.window(models.find(target["runtime"], target["model"])) if target.get("model") else None
+    return models.window(models.of(target)) if target.get("model") else None

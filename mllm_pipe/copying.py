@@ -48,12 +48,12 @@ class _Copier:
         for line in batch:
             self.number += 1
             record, fault = parse(line)
-            if fault or self.held or not self.records or record["type"] in CONTROL:
+            if fault or self.held or not self.records or record["type"] in CONTROL or isinstance(line, Long):
                 if not line:
                     continue
                 self._unusual(line, record, fault, out)
             else:
-                out.append(line)  # type: ignore[arg-type]
+                out.append(line)
         return out
 
     def _unusual(self, line: bytes | Long, record: Record, fault: str, out: list[bytes]) -> None:
@@ -71,7 +71,8 @@ class _Copier:
             if self.pipe:
                 out.append(goes_on)
         elif not fault:
-            out.append(line)  # type: ignore[arg-type]
+            assert isinstance(line, bytes)
+            out.append(line)
         elif record and (made := self.complete(record)):
             out.append(line_of(made)[:-1])
         else:

@@ -78,7 +78,7 @@ class Lines:
         for chunk in self._chunks():
             *whole, rest = chunk.split(b"\n")
             if whole:
-                batch: list[bytes | Long] = whole  # type: ignore[assignment]
+                batch = list[bytes | Long](whole)
                 if unfinished.size:
                     unfinished.add(whole[0])
                     batch[0] = unfinished.take()
@@ -117,11 +117,11 @@ class Lines:
 
 def parse(line: bytes | Long) -> tuple[Record, str]:
     """(record, "") if the line is a record by its envelope; else (what it is or {}, what is wrong)."""
+    if isinstance(line, Long):
+        return {}, f"too long, {line.length} bytes; --max-line sets the limit"
     try:
-        record = loads(line)  # type: ignore[arg-type]
+        record = loads(line)
     except JSONDecodeError as error:
-        if isinstance(line, Long):
-            return {}, f"too long, {line.length} bytes; --max-line sets the limit"
         return {}, f"no JSON: {error.msg} at column {error.colno}"
     if has_envelope(record):
         return record, ""

@@ -94,6 +94,20 @@ def find(provider: str | None, model: str | None) -> Row | None:
     return None
 
 
+def of(target: Json) -> Row | None:
+    """The row of a target's model, None if it is unknown: of the vendor that the target is by the name of its runtime,
+    by its kind where the user gave it another name, by its preset, or, for opencode, by PROVIDER/MODEL."""
+    vendors, model = [target["runtime"], target["kind"]], target.get("model")
+    if target["kind"] == "opencode":
+        vendor, _, model = (model or "").partition("/")
+        vendors = [vendor]
+    elif target["kind"] == "openai-chat":
+        elsewhere = target.get("base_url") or os.environ.get("OPENAI_BASE_URL")
+        vendors.append((target.get("profile") or {}).get("provider") or ("" if elsewhere else "openai"))
+    rows = (find(vendor, model) for vendor in vendors)
+    return next((row for row in rows if row), None)
+
+
 def _names(provider: str, model: str) -> Iterator[str]:
     if provider == "google":
         model = model.removeprefix("models/")
@@ -327,7 +341,7 @@ def _lacks(row: Row | None, level: str) -> bool:
 
 
 def _by_budget(row: Row | None) -> bool:
-    return bool(row) and row["provider"] == "google" and row["model"].startswith("gemini-2.")  # type: ignore[index]
+    return row is not None and row["provider"] == "google" and row["model"].startswith("gemini-2.")
 
 
 def _put_effort(fields: Json, api: str, row: Row | None, level: str | None) -> None:

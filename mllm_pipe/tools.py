@@ -53,6 +53,15 @@ def _tool(declared: Any, path: str) -> Tool:
             "parameters": schema or {"type": "object", "properties": {}}}  # fmt: skip
 
 
+def distinct(tools: list[Tool]) -> list[Tool]:
+    """The tools, each of a name of its own. Usage if two of one name differ: a call could mean either."""
+    found: dict[str, Tool] = {}
+    for tool in tools:
+        if found.setdefault(tool["name"], tool) != tool:
+            raise Usage(f"--tool: two tools are called {tool['name']}, and differ")
+    return list(found.values())
+
+
 def declared(records: list[Record]) -> list[Tool]:
     """The tools of a thread: those of its newest `tools` record."""
     return next((record["tools"] for record in reversed(records) if record["type"] == "tools"), [])

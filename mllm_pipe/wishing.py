@@ -110,9 +110,9 @@ class Wishes:
 
             schema = schema_of(flags["schema"])
         if flags["tools"]:
-            from mllm_pipe.tools import read
+            from mllm_pipe.tools import distinct, read
 
-            tools = [tool for file in flags["tools"] for tool in read(file)]
+            tools = distinct([tool for file in flags["tools"] for tool in read(file)])
         if flags["options"]:
             from mllm_pipe.models import value
 

@@ -9,10 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import loopback.anthropic
-import loopback.chat
-import loopback.google
-import loopback.responses
 import pytest
 import test_programs
 import test_programs_more
@@ -22,8 +18,6 @@ house = test_programs.house
 program = test_programs_more.program  # gemini or opencode
 sibling = test_programs.program  # claude or codex
 
-DIALECTS = {"claude": loopback.anthropic, "codex": loopback.responses, "gemini": loopback.google,
-            "opencode": loopback.chat}  # fmt: skip
 # What the model asks for, in the words of each program.
 TOOLS = {
     ("claude", "read"): ("Grep", {"pattern": "THERE", "output_mode": "content"}),
@@ -80,15 +74,11 @@ def offered(body: dict[str, Any]) -> set[str]:
     return found
 
 
-def test_tools_work_in_the_directory_as_far_as_allowed(
-    project: Path, program: Program, allow: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dialect = loopback.google if program.name == "gemini" else loopback.chat
+def test_tools_work_in_the_directory_as_far_as_allowed(project: Path, program: Program, allow: str) -> None:
     name, arguments = TOOLS[program.name, allow]
     if allow == "all":
         shutil.rmtree(project / ".gemini")  # then its settings count
-    monkeypatch.setattr(dialect, "TOOL", name)
-    monkeypatch.setattr(dialect, "ARGUMENTS", arguments)
+    program.server.tool = name, arguments
     before = TEN_TURNS if allow == "all" else []
     result = program.ask(*before, user("go"), scenario="tool", cwd=str(project), allow=allow)
     assert result["finish"] == "stop"
@@ -106,15 +96,11 @@ def test_tools_work_in_the_directory_as_far_as_allowed(
         assert (text == "made\n") == (allow == "write")
 
 
-def test_the_tools_of_the_siblings_too(
-    project: Path, sibling: Program, allow: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dialect = loopback.anthropic if sibling.name == "claude" else loopback.responses
+def test_the_tools_of_the_siblings_too(project: Path, sibling: Program, allow: str) -> None:
     name, arguments = TOOLS[sibling.name, allow]
     if "file_path" in arguments:
         arguments = arguments | {"file_path": str(project / arguments["file_path"])}
-    monkeypatch.setattr(dialect, "TOOL", name)
-    monkeypatch.setattr(dialect, "ARGUMENTS", arguments)
+    sibling.server.tool = name, arguments
     result = sibling.ask(*TEN_TURNS, user("go"), scenario="tool", cwd=str(project), allow=allow)
     assert (result["finish"], len(sibling.calls())) == ("stop", 2)
     assert sibling.own_tokens(*TEN_TURNS, user("go")) < sibling.module.OWN_TOKENS[allow]
@@ -147,11 +133,10 @@ def test_without_leave_none_of_the_siblings_either(project: Path, sibling: Progr
     nothing_runs(sibling, project)
 
 
-def works_in_its_own(program: Program, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def works_in_its_own(program: Program, place: Path) -> None:
     name, arguments = TOOLS[program.name, "all"]
     word = "cmd" if program.name == "codex" else "command"
-    monkeypatch.setattr(DIALECTS[program.name], "TOOL", name)
-    monkeypatch.setattr(DIALECTS[program.name], "ARGUMENTS", arguments | {word: "echo in $PWD; ls -A | wc -l"})
+    program.server.tool = name, arguments | {word: "echo in $PWD; ls -A | wc -l"}
     program.ask(user("go"), scenario="tool", allow="all")
     (done,) = [json.dumps(what[1]) for _, kind, what in program.sent() if kind == "result"]
     where, count = re.search(r"in (/[^ ]+?)\\n *(\d+)", done).groups()
@@ -159,13 +144,9 @@ def works_in_its_own(program: Program, place: Path, monkeypatch: pytest.MonkeyPa
     assert not Path(where).exists()
 
 
-def test_without_a_directory_it_works_in_an_empty_one_of_its_own(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    works_in_its_own(program, tmp_path, monkeypatch)
+def test_without_a_directory_it_works_in_an_empty_one_of_its_own(program: Program, tmp_path: Path) -> None:
+    works_in_its_own(program, tmp_path)
 
 
-def test_without_a_directory_the_siblings_do_so_too(
-    sibling: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    works_in_its_own(sibling, tmp_path, monkeypatch)
+def test_without_a_directory_the_siblings_do_so_too(sibling: Program, tmp_path: Path) -> None:
+    works_in_its_own(sibling, tmp_path)

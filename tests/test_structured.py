@@ -221,6 +221,28 @@ def test_what_does_not_fit_is_refused_with_the_way_out(sh, work, home):
     assert sh("dispatch --to exec:cat --window 100000 < t >/dev/null").status == 0
 
 
+@pytest.mark.parametrize("to, model", [
+    ("anthropic/claude-haiku-4-5", "claude-haiku-4-5"), ("claude:claude-haiku-4-5", "claude-haiku-4-5"),
+    ("opencode:anthropic/claude-haiku-4-5", "anthropic/claude-haiku-4-5"), ("mine", "claude-haiku-4-5"),
+])  # fmt: skip
+def test_the_window_is_that_of_the_model_whatever_it_is_called_here(sh, home, work, to, model):
+    """And tools fill it too."""
+    (home / ".config/mllm-pipe").mkdir(parents=True)
+    (home / ".config/mllm-pipe/mllm.toml").write_text('[runtimes.mine]\nkind = "anthropic"\nmodel = "claude-haiku-4-5"\n')
+    (work / "big.json").write_text(orjson.dumps({"name": "f", "description": "x" * 800_000}).decode())
+    ran = sh(f"dispatch --to {to} --tool big.json --new q >/dev/null", ANTHROPIC_API_KEY="k")
+    assert ran.status == 2 and f"tokens, and the window of {model} is 200000; send less" in ran.err
+
+
+def test_the_same_tool_twice_is_one_and_two_of_one_name_are_refused(sh, work):
+    (work / "a.json").write_text('{"name":"f","parameters":{"type":"object"}}')
+    (work / "b.json").write_text('{"name":"f","description":"another","parameters":{"type":"object"}}')
+    ask = "dispatch --to openai/m --dry-run --new q --tool a.json"
+    assert len(sh(f"{ask} --tool a.json", OPENAI_API_KEY="k").records[0]["body"]["tools"]) == 1
+    ran = sh(f"{ask} --tool b.json", OPENAI_API_KEY="k")
+    assert (ran.status, ran.err) == (2, "dispatch: --tool: two tools are called f, and differ\n")
+
+
 def test_older_turns_are_summarized_once_and_pins_and_system_stay(sh, work, home):
     long_thread(work, pinned=True)
     configure(home, summarizer="exec:echo in short")

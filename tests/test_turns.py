@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import answered, asked, steps, turn
 
+from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import (
     _turns,
     anthropic,
@@ -220,6 +221,15 @@ def test_ids_and_names_are_legal_distinct_and_found_again(words):
         request = asked(("user", "x"), tools=[{"name": word} for word in words])
         back = _turns.original_names(request, rule)
         assert [back[name] for name in sent] == words
+
+
+def test_tools_that_would_have_one_name_are_refused_and_nothing_is_sent():
+    rule = RULES["openai"]
+    for names in (["f", "f"], ["a.b", _turns.legal_name("a.b", rule)]):
+        with pytest.raises(CallFailed) as refused:
+            _turns.tools(asked(("user", "x"), tools=[{"name": name} for name in names]), rule, [])
+        said = f"the tools {names[0]} and {names[1]} would both be called {names[1]}"
+        assert (refused.value.code, refused.value.billed, str(refused.value)) == ("bad_request", "no", said)
 
 
 def test_a_result_counts_only_before_the_next_answer():

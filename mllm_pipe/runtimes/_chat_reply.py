@@ -200,8 +200,8 @@ def _usage(usage: Json) -> Json | None:
     of_prompt, of_output = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
     reasoning = _reply.count(of_output.get("reasoning_tokens"))
     total = _reply.count(usage.get("total_tokens"))
-    if None not in (prompt, output, reasoning, total) and total == prompt + output + reasoning:  # type: ignore[operator]
-        output += reasoning  # type: ignore[operator]  # xAI counts reasoning apart, which only the total tells
+    if prompt is not None and output is not None and reasoning and total == prompt + output + reasoning:
+        output += reasoning  # xAI counts reasoning apart, which only the total tells
     cached = _reply.count(of_prompt.get("cached_tokens"))
     return _reply.used(
         input_tokens=prompt,

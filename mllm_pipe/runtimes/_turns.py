@@ -19,6 +19,8 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.errors import CallFailed
+
 Json = dict[str, Any]
 
 NO_RESULT = "not executed"
@@ -106,10 +108,18 @@ def original_names(asked: Json, rule: Json) -> dict[str, str]:
 
 
 def tools(asked: Json, rule: Json, losses: list[Json]) -> list[Json]:
-    """The tools offered, [{"name", "description", "schema"}], under legal names."""
-    offered = []
+    """The tools offered, [{"name", "description", "schema"}], under legal names.
+
+    CallFailed("bad_request") for two of one name: a call of it could mean either.
+    """
+    offered: list[Json] = []
+    seen: dict[str, str] = {}
     for tool in asked.get("tools") or []:
         name = legal_name(tool["name"], rule)
+        if name in seen:
+            said = f"the tools {seen[name]} and {tool['name']} would both be called {name}"
+            raise CallFailed("bad_request", said, billed="no")
+        seen[name] = tool["name"]
         if name != tool["name"]:
             loss(losses, {}, f"name of tool {tool['name']}", "renamed", f"{name}: the API refuses it")
         schema = tool.get("schema") or tool.get("parameters") or {"type": "object", "properties": {}}

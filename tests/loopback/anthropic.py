@@ -46,9 +46,10 @@ def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
     text = text_for(handler.scenario, len(messages), sum(len(text_of(m["content"])) for m in messages), last)
     blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
     stop = STOPS.get(handler.scenario, "end_turn")
-    offered = any(tool["name"] == TOOL for tool in body.get("tools", []))
+    name, arguments = handler.server.tool
+    offered = any(tool["name"] == name for tool in body.get("tools", []))
     if handler.scenario == "tool" and offered and not has_result(messages):
-        blocks, stop = [{"type": "tool_use", "id": new_id("toolu_"), "name": TOOL, "input": ARGUMENTS}], "tool_use"
+        blocks, stop = [{"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": arguments}], "tool_use"
     if handler.scenario == "think":
         blocks.insert(0, {"type": "thinking", "thinking": "pondering", "signature": "c2lnbmF0dXJl"})
     usage = {**usage, "output_tokens": 23}

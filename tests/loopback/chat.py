@@ -37,9 +37,10 @@ def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
     text = text_for(handler.scenario, len(messages), sum(map(len, map(text_of, messages))), last)
     message: dict[str, Any] = {"role": "assistant", "content": text}
     stop = STOPS.get(handler.scenario, "stop")
-    offered = any(tool["function"]["name"] == TOOL for tool in body.get("tools", []))
+    name, arguments = handler.server.tool
+    offered = any(tool["function"]["name"] == name for tool in body.get("tools", []))
     if handler.scenario == "tool" and offered and messages[-1]["role"] != "tool":
-        function = {"name": TOOL, "arguments": json.dumps(ARGUMENTS)}
+        function = {"name": name, "arguments": json.dumps(arguments)}
         call = {"id": new_id("call_"), "type": "function", "function": function}
         message, stop = {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
     if handler.scenario == "think":

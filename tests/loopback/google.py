@@ -38,12 +38,13 @@ def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
     last = next((text_of(c) for c in reversed(contents) if c["role"] == "user"), "")
     text = text_for(handler.scenario, len(contents), sum(map(len, map(text_of, contents))), last)
     parts: list[dict[str, Any]] = [{"text": text}] if text else []
+    name, arguments = handler.server.tool
     offered = any(
-        function["name"] == TOOL for tool in body.get("tools", []) for function in tool.get("functionDeclarations", [])
+        function["name"] == name for tool in body.get("tools", []) for function in tool.get("functionDeclarations", [])
     )
     has_result = any("functionResponse" in part for part in contents[-1].get("parts", [])) if contents else False
     if handler.scenario == "tool" and offered and not has_result:
-        parts = [{"functionCall": {"name": TOOL, "args": ARGUMENTS}, "thoughtSignature": "c2lnbmF0dXJl"}]
+        parts = [{"functionCall": {"name": name, "args": arguments}, "thoughtSignature": "c2lnbmF0dXJl"}]
     if handler.scenario == "think":
         parts.insert(0, {"text": "pondering", "thought": True})
     stop = STOPS.get(handler.scenario, "STOP")

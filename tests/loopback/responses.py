@@ -41,7 +41,8 @@ def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
          "delta": "half an ans"},
     ]):
         return None
-    output = output_of(handler.scenario, items, json.dumps(body.get("tools", [])))
+    tool = handler.server.tool
+    output = output_of(handler.scenario, items, tool if f'"{tool[0]}"' in json.dumps(body.get("tools", [])) else None)
     incomplete = {"length": "max_output_tokens", "refusal": "content_filter"}.get(handler.scenario)
     final = {**response, "status": "incomplete" if incomplete else "completed", "output": output,
              "incomplete_details": {"reason": incomplete} if incomplete else None,
@@ -52,8 +53,10 @@ def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
     return handler.send_sse(stream(handler.scenario, response, output, final))
 
 
-def output_of(scenario: str, items: list[dict[str, Any]], tools: str) -> list[dict[str, Any]]:
-    """The output items of the scenario for these input items; `tools` is the JSON of the tools offered."""
+def output_of(
+    scenario: str, items: list[dict[str, Any]], tool: tuple[str, dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """The output items of the scenario for these input items; `tool`: the one to call, if it is offered."""
     output: list[dict[str, Any]] = []
     if scenario == "think":
         summary = [{"type": "summary_text", "text": "pondering"}]
@@ -61,9 +64,9 @@ def output_of(scenario: str, items: list[dict[str, Any]], tools: str) -> list[di
     users = [i for i, item in enumerate(items) if item.get("role") == "user"]
     newest = items[users[-1] :] if users else items
     answered = any(str(item.get("type", "")).endswith("call_output") for item in newest)
-    if scenario == "tool" and not answered and f'"{TOOL}"' in tools:
-        return [*output, {"type": "function_call", "id": new_id("fc_"), "call_id": new_id("call_"), "name": TOOL,
-                          "arguments": json.dumps(ARGUMENTS), "status": "completed"}]
+    if scenario == "tool" and not answered and tool:
+        return [*output, {"type": "function_call", "id": new_id("fc_"), "call_id": new_id("call_"), "name": tool[0],
+                          "arguments": json.dumps(tool[1]), "status": "completed"}]
     turns = sum(item.get("role") in ("user", "assistant") for item in items)
     text = text_for(scenario, turns, sum(map(len, map(text_of, items))), text_of(items[users[-1]]) if users else "")
     content = [{"type": "output_text", "text": text, "annotations": []}]

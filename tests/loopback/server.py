@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Loopback(ThreadingHTTPServer):
-    """A running server: `url(scenario)`, and `requests`, what it received, in order."""
+    """A running server: `url(scenario)`, `requests`, what it received, in order, and `tool`, what it calls."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -162,6 +162,7 @@ class Loopback(ThreadingHTTPServer):
     def __init__(self, dialect: ModuleType) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.dialect = dialect
+        self.tool: tuple[str, dict[str, Any]] = (dialect.TOOL, dialect.ARGUMENTS)  # what the scenario `tool` asks for
         self.requests: list[dict[str, Any]] = []
         self.closing = threading.Event()
         self._lock = threading.Lock()

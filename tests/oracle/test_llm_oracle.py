@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,31 +39,30 @@ def llm(home: Path, work: Path) -> Iterator[Any]:
             ran = subprocess.run(["bash", "-c", line], cwd=work, env=env, capture_output=True, text=True)
             return Ran(ran.returncode, ran.stdout, ran.stderr)
 
-        run.calls = server.calls  # type: ignore[attr-defined]
-        yield run
+        yield SimpleNamespace(run=run, calls=server.calls)
 
 
-def heard(llm: Any) -> list[dict[str, Any]]:
-    return llm.calls()[-1]["body"]["messages"]  # type: ignore[no-any-return]
+def heard(llm: Any) -> Any:
+    return llm.calls()[-1]["body"]["messages"]
 
 
 def test_its_own_conversation_goes_out_and_back_and_on_as_it_was(llm):
-    assert llm("llm -m tool --no-stream -s 'Be brief.' --functions f.py 'What is 2+2?' < /dev/null").status == 0
-    ran = llm("thread-import --from llm --last > t; thread-export -q --to llm < t | sed 's/.*--database //' > db")
+    assert llm.run("llm -m tool --no-stream -s 'Be brief.' --functions f.py 'What is 2+2?' < /dev/null").status == 0
+    ran = llm.run("thread-import --from llm --last > t; thread-export -q --to llm < t | sed 's/.*--database //' > db")
     assert (ran.status, ran.err) == (0, "")
-    assert llm("llm -m ok -c More. < /dev/null").status == 0
+    assert llm.run("llm -m ok -c More. < /dev/null").status == 0
     expected = heard(llm)
     assert [one["role"] for one in expected] == ["system", "user", "assistant", "tool", "assistant", "user"]
-    assert llm('llm -m ok -d "$(cat db)" -c More. < /dev/null').status == 0
+    assert llm.run('llm -m ok -d "$(cat db)" -c More. < /dev/null').status == 0
     assert heard(llm) == expected
-    shown = llm('llm logs -d "$(cat db)" -n 0 --json | thread-import --from llm - | jq -r "select(.role).role"')
+    shown = llm.run('llm logs -d "$(cat db)" -n 0 --json | thread-import --from llm - | jq -r "select(.role).role"')
     assert shown.out.split() == ["system", "user", "assistant", "tool", "assistant", "user", "assistant"]
 
 
 def test_a_session_of_another_program_is_gone_on_with(llm):
-    ran = llm(f"thread-import --from claude {CLAUDE} | thread-export -q --to llm -m ok | sed 's/.*--database //' > db")
+    ran = llm.run(f"thread-import --from claude {CLAUDE} | thread-export -q --to llm -m ok | sed 's/.*--database //' > db")
     assert (ran.status, ran.err) == (0, "")
-    assert llm('llm -d "$(cat db)" -c next < /dev/null').status == 0
+    assert llm.run('llm -d "$(cat db)" -c next < /dev/null').status == 0
     user, call, result, answer, asked = heard(llm)
     assert (user["content"], asked["content"]) == ("What is 2+2?", "next")
     assert call["tool_calls"][0]["id"] == result["tool_call_id"] and "hi-from-tool" in result["content"]
