@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from mllm_pipe import modelfile, models
+from mllm_pipe import keys, modelfile, models
 from mllm_pipe.configuration import nearest
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import CallFailed, Missing, Usage
 
 Json = dict[str, Any]
 
@@ -120,9 +120,13 @@ def _fetched(url: str) -> bytes:
     if parts.scheme == "http" and not _endpoint.loopback(parts.hostname or ""):
         raise Usage(f"{url}: prices that came over plain http are nobody's; say https")
     data = bytearray()
-    with closing(_http.post(url, {"accept": "*/*"}, None, Io(FETCH_S))) as pieces:
-        for piece in pieces:
-            data += piece
-            if len(data) > modelfile.MAX_BYTES:
-                break
+    try:
+        with closing(_http.post(url, {"accept": "*/*"}, None, Io(FETCH_S))) as pieces:
+            for piece in pieces:
+                data += piece
+                if len(data) > modelfile.MAX_BYTES:
+                    break
+    except CallFailed as failure:
+        failure.args = (f"{keys.without_secrets(url)}: {failure}",)
+        raise
     return bytes(data)

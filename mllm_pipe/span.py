@@ -25,6 +25,7 @@ class Io:
         self.timeout_s, self.on_text = timeout_s, on_text
         self.first_text: float | None = None
         self.ignored: list[dict[str, Any]] = []  # losses: what the runtime takes no notice of
+        self.bent: list[dict[str, Any]] = []  # losses: of what was sent last
         self.pieces: list[str] = []  # of the answer, for the journal if it is cut off
         self.cut: list[dict[str, Any]] = []  # what had come of tries that failed: it may have been paid for
 
@@ -38,6 +39,8 @@ class Io:
 
     def lost(self, losses: list[dict[str, Any]]) -> None:
         """What cannot be sent as it is, told before anything is sent. CallFailed("losses") if nothing may be lost."""
+        if losses is not self.ignored:
+            self.bent = losses
         if self.strict and losses:
             first = losses[0]
             more = f", and {len(losses) - 1} more" if len(losses) > 1 else ""
@@ -80,7 +83,7 @@ def span_of(
     }
     if "saved_usd" in result:
         span["saved_usd"] = result["saved_usd"]
-    losses = [*about.get("losses", []), *io.ignored, *result.get("losses", [])]
+    losses = [*about.get("losses", []), *io.ignored, *(result.get("losses") or io.bent)]
     return span | ({"losses": losses} if losses else {})
 
 

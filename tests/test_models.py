@@ -356,7 +356,8 @@ def test_a_table_comes_by_https_whole_and_from_where_it_was_asked(sh, site):
     assert heard == ["/table"]
     moved = sh(f"mllm models --refresh {url}/moved")
     assert (moved.status, heard) == (3, ["/table", "/moved"])
-    assert moved.err == "mllm: 302 redirected to another place; redirects are not followed, correct the base URL\n"
+    assert moved.err == (
+        f"mllm: {url}/moved: 302 redirected to another place; redirects are not followed, correct the base URL\n")  # fmt: skip
     assert sh(f"mllm models --refresh {url}/big") == (2, "", f"mllm: {url}/big is larger than 32 MiB\n")
     assert sh(f"mllm models --refresh {url}/none").status == 3
     plain = sh("mllm models --refresh http://example.invalid/table")

@@ -286,6 +286,14 @@ def test_an_option_that_a_runtime_does_not_take_is_listed_and_strict_refuses_it(
     assert ran.err.endswith("echo: --strict: option temperature would be dropped: echo takes none\n")
 
 
+def test_a_limit_below_what_the_api_takes_is_raised_and_listed_also_where_the_call_fails(sh):
+    ran = sh("dispatch -q --to openai/m --base-url http://127.0.0.1:1 --max-retries 0 --max-tokens 5 --new q 2>&1 | cat",
+             OPENAI_API_KEY="k")  # fmt: skip
+    (span,) = [orjson.loads(line) for line in ran.out.splitlines() if '"type":"span"' in line]
+    assert (span["status"], span["losses"]) == ("error", [
+        {"what": "max_tokens", "action": "downgraded", "why": "fewer than 16 are refused"}])  # fmt: skip
+
+
 @pytest.mark.parametrize("to", ["codex:gpt-5", "exec:cat", "echo"])
 def test_a_limit_that_a_runtime_does_not_hold_is_listed_and_counts_for_no_budget(sh, to):
     who = to.partition(":")[0]

@@ -28,6 +28,7 @@ import orjson
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _gemini_reply, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, write, wrong_program
+from mllm_pipe.runtimes.google import NO_SIGNATURE
 from mllm_pipe.sessions.gemini import HIDDEN, lines
 from mllm_pipe.sessions.gemini import part as kept_as
 
@@ -77,6 +78,9 @@ def _records(turn: Json, _keep: bool) -> list[Json]:
     """A settled turn as records: one, or for results and what is said to them two. No reasoning: it is not told."""
     if turn["role"] == "assistant":
         parts = [kept_as(part) for part in turn["parts"] if part["type"] != "reasoning"]
+        if call := next((part for part in parts if "functionCall" in part), None):
+            # The program puts it there by itself, but only until the user says something more: then old turns change.
+            parts[parts.index(call)] = call | {"thoughtSignature": NO_SIGNATURE}
         return [{"type": "gemini", "content": parts, "model": "assistant"}] if parts else []
     results = [kept_as(part) for part in turn["parts"] if part["type"] == "tool_result"]
     said = [kept_as(part) for part in turn["parts"] if part["type"] != "tool_result"]

@@ -97,6 +97,8 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     body: Json = {"model": model, "store": False, "stream": True, "include": ["reasoning.encrypted_content"]}
     if target.get("max_tokens"):
         body["max_output_tokens"] = max(target["max_tokens"], LEAST_TOKENS)
+        if target["max_tokens"] < LEAST_TOKENS:
+            _turns.loss(losses, {}, "max_tokens", "downgraded", f"fewer than {LEAST_TOKENS} are refused")
     if asked["system"]:
         body["instructions"] = asked["system"]
     if tools:
