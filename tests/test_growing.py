@@ -94,6 +94,24 @@ def test_system_text_after_the_question_goes_along_and_is_not_taken_for_it(sh, w
     assert sh("dispatch -q --to echo --text < t").out == "q\n"
 
 
+@pytest.mark.parametrize("to, media_type", [
+    ("claude", "audio/wav"), ("codex", "application/pdf"), ("gemini", "application/zip"), ("opencode:p/m", "audio/wav"),
+    ("anthropic/m", "audio/wav"), ("openai/m", "audio/wav"), ("openai-chat/m", "audio/wav"), ("google/m", "application/zip"),
+])  # fmt: skip
+def test_a_file_of_an_old_turn_does_not_stop_a_swap_and_one_of_the_newest_does(sh, work, to, media_type):
+    file = {"type": "file", "media_type": media_type, "data": "eA==", "name": "a.bin"}
+    keys = dict.fromkeys(["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"], "k")
+    records(work, {"role": "user", "content": [{"type": "text", "text": "Look."}, file]})
+    ran = sh(f"dispatch -q --to {to} < t > /dev/null", **keys)
+    who = to.partition("/")[0].partition(":")[0]
+    assert (ran.status, ran.err) == (3, f"dispatch: thread t: {who}: {who} takes no {media_type} (a.bin)\n")
+    records(work, {"role": "user", "content": [{"type": "text", "text": "Look."}, file]}, {"role": "assistant", "content": "ok"})
+    ran = sh(f"dispatch --dry-run --to {to} 'And now?' < t | grep -c 'a.bin: a file that cannot be shown here'", **keys)
+    assert (ran.status, ran.out, ran.err) == (0, "1\n", "")
+    ran = sh(f"dispatch --strict --to {to} 'And now?' < t > /dev/null", **keys)
+    assert ran.err == f"dispatch: thread t: {who}: --strict: file a.bin of message m0 would be dropped: there is no place for it\n"
+
+
 CALL = {"role": "assistant", "author": {"agent": "writer"}, "finish": "tool", "content": [
     {"type": "tool_call", "id": "c1", "name": "weather", "arguments": {"city": "Oslo"}}]}  # fmt: skip
 RAIN = {"role": "tool", "content": [{"type": "tool_result", "call_id": "c1", "name": "weather", "content": "rain"}]}

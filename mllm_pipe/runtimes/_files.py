@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mllm_pipe.errors import CallFailed
@@ -60,29 +60,59 @@ def seen(turns: list[Json], provider: str, model: str) -> tuple[list[Json], list
     if not any(_filed(part) for turn in turns for part in turn["parts"]):
         return turns, []
     from mllm_pipe import models
-    from mllm_pipe.runtimes._turns import loss
 
     row = models.find(provider, model)
-    blind = [kind for kind, flag in _READ_BY.items() if models.capability(row, flag) is False]
+    blind = tuple(kind for kind, flag in _READ_BY.items() if models.capability(row, flag) is False)
+
+    def refusal(part: Json, _of_result: bool) -> CallFailed | None:
+        if not blind or not part["media_type"].startswith(blind):
+            return None
+        said = f"{model} reads no {part['media_type']} ({_name(part)}); ask a model that does: mllm models says which"
+        return CallFailed("bad_request", said, billed="no")
+
+    return _named_instead(turns, refusal, "the model cannot read it")
+
+
+def placed(turns: list[Json], form: Callable[[Json, bool], Any]) -> tuple[list[Json], list[Json]]:
+    """(turns, losses): files of which `form(part, whether a tool's result has it)` raises CallFailed, as the target has
+    no place for them, named instead of sent. The newest turn asks about its own: its CallFailed is raised."""
+
+    def refusal(part: Json, of_result: bool) -> CallFailed | None:
+        try:
+            form(part, of_result)
+        except CallFailed as refused:
+            return refused
+        return None
+
+    return _named_instead(turns, refusal, "there is no place for it")
+
+
+def _named_instead(
+    turns: list[Json], refusal: Callable[[Json, bool], CallFailed | None], why: str
+) -> tuple[list[Json], list[Json]]:
+    from mllm_pipe.runtimes._turns import loss
+
     losses: list[Json] = []
     newest = next((turn for turn in reversed(turns) if turn["role"] != "system"), None)
 
-    def shown(turn: Json, part: Json) -> Json:
+    def shown(turn: Json, part: Json, of_result: bool = False) -> Json:
         if part["type"] == "tool_result" and isinstance(part["content"], list):
-            return part | {"content": [shown(turn, inner) for inner in part["content"]]}
-        if part["type"] != "file" or not part["media_type"].startswith(tuple(blind)):
+            return part | {"content": [shown(turn, inner, True) for inner in part["content"]]}
+        refused = refusal(part, of_result) if part["type"] == "file" else None
+        if refused is None:
             return part
-        name = part.get("name") or part.get("url") or part["media_type"]
         if turn is newest:
-            said = f"{model} reads no {part['media_type']} ({name}); ask a model that does: mllm models says which"
-            raise CallFailed("bad_request", said, billed="no")
-        loss(losses, turn, f"file {name}", "dropped", "the model cannot read it")
-        return {"type": "text", "text": f"[{name}: a file that cannot be shown here]"}
+            raise refused
+        loss(losses, turn, f"file {_name(part)}", "dropped", why)
+        return {"type": "text", "text": f"[{_name(part)}: a file that cannot be shown here]"}
 
-    if not blind:
-        return turns, []
-    told = [turn | {"parts": [shown(turn, part) for part in turn["parts"]]} for turn in turns]
+    told = [turn | {"parts": [shown(turn, part) for part in turn["parts"]]} if any(map(_filed, turn["parts"])) else turn
+            for turn in turns]  # fmt: skip
     return told, losses
+
+
+def _name(part: Json) -> str:
+    return str(part.get("name") or part.get("url") or part["media_type"])
 
 
 _READ_BY = {"image/": "vision", "application/pdf": "pdf_input"}  # the table's flags

@@ -111,8 +111,9 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     if any(turn["role"] == "system" for turn in asked["turns"]):
         rule |= {"system": _system(target)}
     seen, unseen = _files.seen(_files.embedded(asked["turns"]), API, model)
-    turns, losses = _turns.settle(seen, rule)
-    losses += unseen
+    placed, unplaced = _files.placed(seen, lambda part, _: _file(part))
+    turns, losses = _turns.settle(placed, rule)
+    losses += unseen + unplaced
     offered = [_tool(tool, losses) for tool in _turns.tools(asked, rule, losses)]
     head = [asked["system"], offered]
     messages, dropped, prefix = _turns.render(head, turns, rule, target.get("model"), _messages)

@@ -52,7 +52,8 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """
     rule = _turns.rules("claude", _endpoint(target), ids="[a-zA-Z0-9_-]+", names="[a-zA-Z0-9_-]{1,64}", objects=True,
                         blank_text=False, system="text", user_first=False)  # fmt: skip
-    turns, renamed = distinct(_files.embedded(request["turns"]))
+    placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: block(part))
+    turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)
     rendered, dropped, prefix = _turns.render(request["system"], turns, rule, target.get("model"), _messages)
     messages: list[dict[str, Any]] = []
@@ -63,7 +64,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     for message in messages:
         if message["content"][0]["type"] == "tool_result":
             message["content"].append({"type": "text", "text": ""})  # or the last text would gain a newline
-    made = {"losses": [*renamed, *bent, *dropped], "prefix": prefix, "endpoint": rule["endpoint"]}
+    made = {"losses": [*unplaced, *renamed, *bent, *dropped], "prefix": prefix, "endpoint": rule["endpoint"]}
     if messages[-1]["content"][0]["type"] == "tool_result":
         return {**made, "history": lines(messages), "stdin": b""}
     newest = {"role": "user", "content": [*messages[-1]["content"], {"type": "text", "text": ""}]}

@@ -65,7 +65,8 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """
     rule = _turns.rules("codex", _base_url(target, None), ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}",
                         result_files=False, user_first=False, empty_answers=True)  # fmt: skip
-    turns, renamed = distinct(_files.embedded(request["turns"]))
+    placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: _item(part, "user"))
+    turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)
     turns = [_text_last(turn, bent) if turn["role"] == "user" else turn for turn in turns]
     turns = _system_before(turns, bent)
@@ -74,7 +75,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     if len(newest) > LONGEST_PROMPT:
         said = f"the newest text has {len(newest)} characters, it takes {LONGEST_PROMPT}; attach it as a file"
         raise CallFailed("too_large", said, billed="no")
-    return {"items": items[:-1], "stdin": newest, "losses": [*renamed, *bent, *dropped]}
+    return {"items": items[:-1], "stdin": newest, "losses": [*unplaced, *renamed, *bent, *dropped]}
 
 
 def _text_last(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def session(target: Json, request: Json) -> Json:
     """
     rule = _turns.rules("gemini", _endpoint(target), ids=r"[!-~]{1,128}", names=r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}",
                         longest_name=128, objects=True, result_files=False, system="text")  # fmt: skip
-    turns, renamed = distinct(_files.embedded(request["turns"]))
+    placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: kept_as(part))
+    turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)
     rendered, dropped, prefix = _turns.render(request["system"], turns, rule, target.get("model"), _records)
     size = sum(len(part.get("text", "")) for record in rendered for part in record["content"])
@@ -70,7 +71,7 @@ def session(target: Json, request: Json) -> Json:
         said = f"the thread has {size} characters of text, it takes {LONGEST}; summarize it, or send fewer with --last"
         raise CallFailed("too_large", said, billed="no")
     system, changed = _system(request["system"])
-    return {"history": lines(rendered), "system": system, "losses": [*renamed, *bent, *dropped, *changed],
+    return {"history": lines(rendered), "system": system, "losses": [*unplaced, *renamed, *bent, *dropped, *changed],
             "prefix": prefix, "endpoint": rule["endpoint"]}  # fmt: skip
 
 

@@ -84,8 +84,9 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule = _endpoint.model(target), _rule(target)
     seen, unseen = _files.seen(_files.embedded(asked["turns"]), API, model)
-    turns, losses = _turns.settle(seen, rule)
-    losses += unseen
+    placed, unplaced = _files.placed(seen, lambda part, inner: _file(part, inner and rule["result_files"]))
+    turns, losses = _turns.settle(placed, rule)
+    losses += unseen + unplaced
     functions = [
         {"name": tool["name"], "description": tool["description"], "parametersJsonSchema": tool["schema"]}
         for tool in _turns.tools(asked, rule, losses)
@@ -154,8 +155,10 @@ def _part(part: Json) -> Json:
     return _google_reply.text_of(part)
 
 
-def _file(part: Json) -> Json:
+def _file(part: Json, of_result: bool = False) -> Json:
     kind = part["media_type"]
+    if of_result and kind not in _RESULT_FILES:
+        raise _files.not_taken(part, f"{API}, within a tool's result,")
     if "data" not in part:
         return {"fileData": {"mimeType": kind, "fileUri": part["url"]}}
     if not _FILES.fullmatch(kind):
@@ -173,10 +176,7 @@ def _result(part: Json) -> Json:
     if not _google_reply.is_made(part["call_id"]):
         response = {"id": part["call_id"]} | response
     if files:
-        for file in files:
-            if file["media_type"] not in _RESULT_FILES:
-                raise _files.not_taken(file, f"{API}, within a tool's result,")
-        response["parts"] = [_file(file) for file in files]
+        response["parts"] = [_file(file, of_result=True) for file in files]
     return {"functionResponse": response}
 
 

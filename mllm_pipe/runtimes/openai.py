@@ -80,8 +80,9 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule = _endpoint.model(target), _rule(target)
     seen, unseen = _files.seen(_files.embedded(asked["turns"]), API, model)
-    turns, losses = _turns.settle(seen, rule)
-    losses += unseen
+    placed, unplaced = _files.placed(seen, lambda part, _: _input(part))
+    turns, losses = _turns.settle(placed, rule)
+    losses += unseen + unplaced
     tools = [
         {"type": "function", "name": tool["name"], "description": tool["description"] or None,
          "parameters": tool["schema"], "strict": False}

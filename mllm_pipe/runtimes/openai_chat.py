@@ -102,8 +102,9 @@ def request(target: Json, asked: Json) -> tuple[Json, list[Json]]:
 def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     model, rule, profile = _endpoint.model(target), _rule(target), _profile(target)
     seen, unseen = _files.seen(_files.embedded(asked["turns"]), _provider(target), model)
-    turns, losses = _turns.settle(seen, rule)
-    losses += unseen
+    placed, unplaced = _files.placed(seen, lambda part, _: _filed(part))
+    turns, losses = _turns.settle(placed, rule)
+    losses += unseen + unplaced
     tools = [_tool(tool) for tool in _turns.tools(asked, rule, losses)]
     unsent: list[Json] = []
 

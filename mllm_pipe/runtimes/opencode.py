@@ -65,7 +65,8 @@ def session(target: Json, request: Json) -> Json:
     endpoint = _endpoint.endpoint(target.get("base_url") or "") or provider
     rule = _turns.rules("opencode", endpoint, ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", objects=True,
                         blank_text=False, result_files=False, system="text")  # fmt: skip
-    turns, renamed = distinct(_files.embedded(request["turns"]))
+    placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: kept_as(part))
+    turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)
     unsent: list[Json] = []
 
@@ -76,8 +77,8 @@ def session(target: Json, request: Json) -> Json:
     messages = with_results(rendered)
     ident = uuid_of(request["system"], request["turns"][0]["parts"]).replace("-", "")
     return {"messages": messages[:-1], "stdin": messages[-1]["parts"][0]["text"], "session": f"ses_{ident[:26]}",
-            "losses": [*renamed, *bent, *unsent, *dropped], "provider": provider, "model": model, "prefix": prefix,
-            "endpoint": endpoint}  # fmt: skip
+            "losses": [*unplaced, *renamed, *bent, *unsent, *dropped], "provider": provider, "model": model,
+            "prefix": prefix, "endpoint": endpoint}  # fmt: skip
 
 
 def _model(target: Json) -> tuple[str, str]:
