@@ -171,6 +171,9 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
         else:
             raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: command is missing")
         configured = seen_from_file(configured, source_of(configuration, "runtimes", name).path)
+    if configured.get("protocol", "text") not in ("text", "ndjson"):
+        at = where(configuration, "runtimes", name, "protocol")
+        raise Usage(f"{at}: runtimes.{name}.protocol is not text or ndjson")
     for limit in ("timeout_s", "first_byte_s"):
         seconds = configured.get(limit, 1)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:

@@ -40,7 +40,7 @@ CONDITION = {"keywords": _WORDS, "regex": _WORDS, "has": _WORDS, "language": _WO
 RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER} | CONDITION
 PLAIN = {"defaults": ("to",), "budget": ()}
 _RUNTIME_KEYS = ["kind", "command", "model", "base_url", "key_env", "key_command", "pass_env", "max_tokens", "headers",
-                 "options", "cwd", "allow", "path", "timeout_s", "first_byte_s"]  # fmt: skip
+                 "options", "cwd", "allow", "path", "protocol", "timeout_s", "first_byte_s"]  # fmt: skip
 
 
 class Source(NamedTuple):

@@ -29,7 +29,7 @@ from mllm_pipe.storage import Appender
 
 _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "max_tokens")
 # Only where they are set: made elsewhere, or allowed more, it is another answer.
-_WHERE_SET = ("cwd", "allow", "options")
+_WHERE_SET = ("cwd", "allow", "options", "protocol")
 _PLACES = {"anthropic": "ANTHROPIC_BASE_URL", "claude": "ANTHROPIC_BASE_URL", "openai": "OPENAI_BASE_URL",
            "openai-chat": "OPENAI_BASE_URL", "codex": "OPENAI_BASE_URL", "google": "GOOGLE_GEMINI_BASE_URL",
            "gemini": "GOOGLE_GEMINI_BASE_URL"}  # fmt: skip

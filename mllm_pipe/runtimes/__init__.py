@@ -25,6 +25,7 @@ file and its events. Further names that a module may define:
     {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
      "path": "...", "base_url": "..." | None, "key_env": "..." | None, "headers": {...}, "cwd": "..." | None,
      "key_command": [...] | None, "key_name": "..." | None   (see _key.py)
+     "protocol": "ndjson", where a program is given and gives records, else not there,
      "pass_env": [...], "max_tokens": int | None,
      "allow": None | "read" | "write" | "all"}              keys that a kind has no use for are ignored by it
 
@@ -91,7 +92,8 @@ def worded(target: Mapping[str, Any], request: dict[str, Any]) -> tuple[dict[str
     runtime, losses = load(target["kind"]), list[dict[str, Any]]()
     options = getattr(runtime, "TAKES_OPTIONS", False)
     lost = [] if options else [f"option {name}" for name in request.get("options", {})]
-    lost += [] if options else [f"tool {tool['name']}" for tool in request.get("tools", [])]
+    told = options or target.get("protocol") == "ndjson"
+    lost += [] if told else [f"tool {tool['name']}" for tool in request.get("tools", [])]
     lost += ["max_tokens"] * bool(target.get("max_tokens") and not getattr(runtime, "TAKES_MAX_TOKENS", False))
     losses += [{"what": what, "action": "dropped", "why": f"{target['runtime']} takes none"} for what in lost]
     promised = getattr(runtime, "TAKES_SCHEMA", False) and (target.get("profile") or {}).get("schema", True)

@@ -1,4 +1,5 @@
-"""Kind "command", `--to 'exec:./bot --flag'`: any program. The prompt is its stdin, the answer its stdout.
+"""Kind "command", `--to 'exec:./bot --flag'`: any program. The prompt is its stdin, the answer its stdout; or with
+`protocol = "ndjson"`, both are records (_records.py).
 
 The program is the user's own and gets the user's environment, but a key only if it is named in `pass_env` or `key_env`.
 """
@@ -7,11 +8,12 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _key, _turns
-from mllm_pipe.thread import framed, transcript_text
+from mllm_pipe.thread import framed, text_of, transcript_text
 
 STREAMS = True
 
@@ -75,6 +77,10 @@ def usable(target: dict[str, Any]) -> str:
 def preview(target: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
     """What `call` would do: argv, the keys that it would pass on, and stdin."""
     passed = {name: "***" for name in _passed(target) if name in os.environ}
+    if target.get("protocol") == "ndjson":
+        from mllm_pipe.runtimes import _records
+
+        return {"argv": target["argv"], "env": passed, "stdin": _records.told(view).decode()}
     return {"argv": target["argv"], "env": passed, "stdin": request(view)[0]}
 
 
@@ -88,10 +94,16 @@ def _passed(target: dict[str, Any]) -> list[str]:
 
 def call(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any]:
     """Runs the program (see mllm_pipe.runtimes). CallFailed "exit" if its status is not 0, "empty" if no answer."""
-    passed, (text, losses) = _passed(target), request(view)
+    result = _by_records(target, view, io) if target.get("protocol") == "ndjson" else _by_text(target, view, io)
+    said = [part for part in result["parts"] if part["type"] != "reasoning"]
+    if not any(part["type"] != "text" or part["text"].strip("\n") for part in said):
+        raise CallFailed("empty", f"{target['argv'][0]}: exit status 0, but no answer on its stdout")
+    return result
+
+
+def _by_text(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any]:
+    text, losses = request(view)
     io.lost(losses)
-    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
-    env["MLLM_PARENT_RUN_ID"] = io.run
     output = bytearray()
     decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
 
@@ -104,28 +116,46 @@ def call(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any
         if said:
             io.text(said)
 
-    name = target["argv"][0]
+    _run(target, text.encode(), io, on_bytes, lambda: reply(bytes(output), losses))
+    return reply(bytes(output), losses)
+
+
+def _by_records(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[str, Any]:
+    from mllm_pipe.runtimes import _records
+
+    records: list[dict[str, Any]] = []
+    secrets = [os.environ[name] for name in _passed(target) if name in os.environ]
+
+    def on_line(line: bytes) -> None:
+        if record := _records.record_of(line, secrets):
+            records.append(record)
+            if "content" in record:
+                io.text(text_of(record["content"]))
+
+    _run(target, _records.told(view), io, _child.by_line(on_line), lambda: _records.reply(records))
+    return _records.reply(records)
+
+
+def _run(target: dict[str, Any], stdin: bytes, io: Any, on_bytes: Callable[[bytes], None],
+         came: Callable[[], dict[str, Any]]) -> None:  # fmt: skip
+    """Runs the program to its end. came: the result so far, which a failure carries if it says anything."""
+    passed, name = _passed(target), target["argv"][0]
+    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
+    env["MLLM_PARENT_RUN_ID"] = io.run
     try:
-        ended = _child.run(
-            target["argv"], stdin=text.encode(), env=env, cwd=None, left=io.left, on_bytes=on_bytes
-        )
+        ended = _child.run(target["argv"], stdin=stdin, env=env, cwd=None, left=io.left, on_bytes=on_bytes)
     except CallFailed as failed:
-        failed.result = failed.result or _partial(bytes(output), losses)
+        failed.result = failed.result or _partial(came())
         raise
     if ended.status:
         said = _child.last_line(ended.tail, [env[name] for name in passed if name in env])
         why = f"{name}: exit status {ended.status}{': ' + said if said else ''}"
-        raise CallFailed("exit", why, result=_partial(bytes(output), losses))
-    result = reply(bytes(output), losses)
-    if not result["parts"]:
-        raise CallFailed("empty", f"{name}: exit status 0, but no answer on its stdout")
-    return result
+        raise CallFailed("exit", why, result=_partial(came()))
 
 
-def _partial(output: bytes, losses: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _partial(result: dict[str, Any]) -> dict[str, Any] | None:
     """What had arrived of an answer that failed."""
-    result = reply(output, losses) | {"finish": "error"}
-    return result if result["parts"] else None
+    return result | {"finish": "error"} if result["parts"] else None
 
 
 def _is_utf8(data: bytes) -> bool:
