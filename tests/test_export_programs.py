@@ -217,3 +217,12 @@ def test_the_headline(house):
     assert [what.strip() for role, kind, what in turns if (role, kind) == ("user", "text")] == [
         ASKED, "Finish it.", "And test it."]  # fmt: skip
     assert [kind for _, kind, _ in turns] == ["text", "call", "result", "text", "text", "text", "text"]
+
+
+def test_a_session_that_went_on_is_left_and_the_thread_gets_a_new_one(house):
+    there = house.copy("taken")
+    once = exported(there, "claude", "opencode")
+    assert there.ask("opencode", "next", once["session"]).status == 0
+    kept = there.sh(f"opencode export {once['session']}").out
+    assert exported(there, "claude", "opencode")["session"] != once["session"], "the first has grown"
+    assert there.sh(f"opencode export {once['session']}").out == kept

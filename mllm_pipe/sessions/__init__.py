@@ -65,8 +65,10 @@ def newer(version: str, known: str) -> bool:
 
 def record(kind: str, thread: str, ident: str, at: Any, **fields: Any) -> Json:
     """A record; a time that is none of the envelope's is left out."""
-    stamped = {"at": at} if isinstance(at, str) and TIME.fullmatch(at) else {}
-    return {"v": 1, "type": kind, "thread": thread, "id": ident, **stamped, **fields}
+    made = {"v": 1, "type": kind, "thread": thread, "id": ident}
+    if isinstance(at, str) and TIME.fullmatch(at):
+        made["at"] = at
+    return made | fields
 
 
 def message(thread: str, ident: str, at: Any, role: str, parts: list[Json], **fields: Any) -> Json:

@@ -15,11 +15,10 @@ from typing import Any
 import orjson
 
 from mllm_pipe import places
-from mllm_pipe.envelope import line_of
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span
-from mllm_pipe.sessions.growing import Frozen, Growing
+from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled
+from mllm_pipe.sessions.growing import Growing
 from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, says_first
 from mllm_pipe.thread import parts_of as thread_parts
 
@@ -79,120 +78,111 @@ def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
 
 def records(entries: Iterable[Json], name: str) -> Json:
     """The session as records (see mllm_pipe.sessions). Of a session that was begun anew, what the last line is of."""
-    thread, version = name, ""
-    out = Growing()
-    stands: dict[str, str | None] = {}  # a line's uuid: the message that it stands for, or hangs from
-    parent_of: dict[str, str | None] = {}
-    answers: dict[str, int] = {}  # by message.id: where in `out`
-    usages: dict[str, Json] = {}
-    owner: dict[str, str] = {}  # a message of results: the answer whose calls those are
-    last_result: dict[str, str] = {}
-    results_of: dict[str, set[str]] = {}
-    last: str | None = None
-    lost = 0
+    tree = _Tree(name)
     for line in entries:
-        kind, uuid = line.get("type"), line.get("uuid")
-        version = line["version"] if isinstance(line.get("version"), str) else version
+        tree.take(line)
+    whole, left_out = tree.out.whole(tree.last)
+    lost = f"{tree.lost} lines hang from none that is there; each follows the one before it"
+    notes = [lost] * bool(tree.lost) + [f"{left_out} messages of an earlier beginning are left out"] * bool(left_out)
+    return {"thread": name, "version": tree.version, "records": whole, "notes": notes}
+
+
+class _Tree:
+    """The lines of a session as messages, by number, each of which hangs from another one or from none."""
+
+    def __init__(self, thread: str) -> None:
+        self.thread, self.version = thread, ""
+        self.out = Growing()
+        self.stands: dict[str, int | None] = {}  # a line's uuid: the message that it stands for, or hangs from
+        self.answers: dict[str, int] = {}  # by message.id
+        self.owner: dict[int, int] = {}  # a message of results: the answer whose calls those are
+        self.last_result: dict[int, int] = {}
+        self.told: set[tuple[int, str]] = set()  # (answer, call) of all results
+        self.last: int | None = None
+        self.lost = 0
+
+    def take(self, line: Json) -> None:
+        """Take one line."""
+        kind, uuid, version = line.get("type"), line.get("uuid"), line.get("version")
+        if isinstance(version, str):
+            self.version = version
         if not isinstance(uuid, str) or not 0 < len(uuid) <= 190:
             if kind not in BESIDE:
-                out.add(_unknown(thread, line))
-            continue
-        if uuid in stands:
-            continue
+                self.out.beside(_unknown(self.thread, line))
+            return
+        if uuid in self.stands:
+            return
         parent = line.get("parentUuid") or line.get("logicalParentUuid")
-        above = stands.get(parent, last) if isinstance(parent, str) else None
-        if isinstance(parent, str) and parent not in stands and last is not None and not line.get("isSidechain"):
-            lost += 1
-        stands[uuid] = above
+        aside, above = line.get("isSidechain"), None
+        if isinstance(parent, str):
+            above = self.stands.get(parent, self.last)
+            self.lost += self.last is not None and not aside and parent not in self.stands
+        self.stands[uuid] = above
         said = line.get("message")
-        if kind in BESIDE or line.get("isSidechain") or line.get("isMeta") or line.get("isApiErrorMessage"):
-            continue
-        if kind not in ("user", "assistant") or not isinstance(said, dict):
-            out.add(_unknown(thread, line))
-            continue
-        group = said.get("id") if kind == "assistant" and isinstance(said.get("id"), str) else None
-        if group in answers:
-            answer = out.again(answers[group])
-            stands[uuid] = answer["id"]
-            answer["content"] = [*thread_parts(answer["content"]), *parts_of(said.get("content"))]
-            _finish(answer, said, line)
-            if isinstance(said.get("usage"), dict):
-                usages[answer["id"]] = _usage(said["usage"])
-            continue
-        parts = parts_of(said.get("content"), kind == "user")
-        model = said.get("model")
-        if not parts or model == "<synthetic>":
-            continue
+        if aside or kind in BESIDE or line.get("isMeta") or line.get("isApiErrorMessage"):
+            return
+        if not isinstance(said, dict) or kind not in ("user", "assistant"):
+            self.out.beside(_unknown(self.thread, line))
+        elif kind == "user":
+            self._user(line, uuid, said, above)
+        else:
+            self._answer(line, uuid, said, above)
+
+    def _user(self, line: Json, uuid: str, said: Json, above: int | None) -> None:
+        """What the user said, or tools gave back, or the program wrote in the place of what it left out."""
+        parts = parts_of(said.get("content"), of_user=True)
+        if not parts:
+            return
+        at = line.get("timestamp")
         if line.get("isCompactSummary"):
-            covers = _above(above, parent_of)
-            if covers:
-                out.add(record("summary", thread, uuid, line.get("timestamp"), content=parts, covers=covers))
-            continue
-        of = owner.get(above, above) if above else None
-        idents = {part["call_id"] for part in parts if part["type"] == "tool_result"}
-        if of and above in owner:
-            above = last_result[of]
-        if of and idents and not idents & results_of.get(of, set()):
-            above = last_result.get(of, of)
-            owner[uuid], last_result[of] = of, uuid
-            results_of.setdefault(of, set()).update(idents)
-        only_results = bool(idents) and all(part["type"] == "tool_result" for part in parts)
-        role = "assistant" if kind == "assistant" else "tool" if only_results else "user"
-        made = message(thread, uuid, line.get("timestamp"), role, parts)
-        if kind == "assistant":
+            if covers := self.out.ids_to(above):
+                self.out.beside(record("summary", self.thread, uuid, at, content=parts, covers=covers), above)
+            return
+        calls = [part["call_id"] for part in parts if part["type"] == "tool_result"]
+        role = "tool" if len(calls) == len(parts) else "user"
+        self._add(uuid, message(self.thread, uuid, at, role, parts), self._below(above, calls), None)
+
+    def _answer(self, line: Json, uuid: str, said: Json, above: int | None) -> None:
+        """An answer, or more of one."""
+        group, model, usage = said.get("id"), said.get("model"), said.get("usage")
+        parts = parts_of(said.get("content"))
+        used = _usage(usage) if isinstance(usage, dict) else None
+        at = line.get("timestamp")
+        if isinstance(group, str) and group in self.answers:
+            self.stands[uuid] = self.answers[group]
+            answer = self.out.again(self.answers[group], used)
+            answer["content"] = [*thread_parts(answer["content"]), *parts]
+            if "at" in answer and isinstance(at, str) and TIME.fullmatch(at):
+                answer["at"] = at
+            _finish(answer, said.get("stop_reason"))
+        elif parts and model != "<synthetic>":
+            group = group if isinstance(group, str) else None
             named = model if isinstance(model, str) and model != UNKNOWN_MODEL else None
-            made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
-            made["origin"] = {"api": "claude", "model": named, "response_id": group}
-            _finish(made, said, line)
-            if isinstance(said.get("usage"), dict):
-                usages[uuid] = _usage(said["usage"])
+            made = message(self.thread, uuid, at, "assistant", parts,
+                           author={"runtime": "claude", "model": named, "provider": "anthropic"},
+                           origin={"api": "claude", "model": named, "response_id": group})  # fmt: skip
+            _finish(made, said.get("stop_reason"))
             if group:
-                answers[group] = len(out)
-        out.add(made)
-        stands[uuid], parent_of[uuid], last = uuid, above, uuid
-    notes = [f"{lost} lines hang from none that is there; each follows the one before it"] if lost else []
-    return {"thread": thread, "version": version, **_whole(out, parent_of, last, usages, notes)}
+                self.answers[group] = len(self.out)
+            self._add(uuid, made, self._below(above, []), used)
 
+    def _below(self, above: int | None, calls: list[str]) -> int | None:
+        """What a message hangs from that has the results of these calls: results of one answer stand one after the
+        other, and what comes after one of them comes after all."""
+        if above is None:
+            return None
+        answer = self.owner.get(above, above)
+        last = self.last_result.get(answer, answer)
+        results = {(answer, call) for call in calls}
+        if results and results.isdisjoint(self.told):
+            self.told |= results
+            self.owner[len(self.out)], self.last_result[answer] = answer, len(self.out)
+            return last
+        return last if above in self.owner else above
 
-def _whole(out: Growing, parent_of: dict[str, str | None], last: str | None, usages: dict[str, Json],
-           notes: list[str]) -> Json:  # fmt: skip
-    """The records of the tree that the last message stands in, in their order, with spans."""
-    root_of: dict[str, str] = {}
-    for ident, parent in parent_of.items():
-        root_of[ident] = root_of[parent] if parent else ident
-    here = root_of[last] if last else None
-    whole: list[bytes] = []
-    at_of: dict[str, str] = {}
-    before: str | None = None
-    left_out = 0
-    for line, ident, at in out.lines():
-        if ident in parent_of:
-            if root_of[ident] != here:
-                left_out += 1
-                continue
-            at_of[ident] = at
-            parent = parent_of[ident]
-            more: Json = {"reply_to": parent} if parent is not None and parent != before else {}
-            before = ident
-            if ident in usages:
-                more["run_id"] = f"span-{ident}"
-            whole.append(line[:-1] + b"," + orjson.dumps(more)[1:] if more else line)
-            if ident in usages:
-                asked_at = at_of.get(parent or "") or None
-                whole.append(line_of(span(orjson.loads(whole[-1]), asked_at, usages[ident]))[:-1])
-        elif not line.startswith(b'{"v":1,"type":"summary"') or orjson.loads(line)["covers"][0] in at_of:
-            whole.append(line)
-    notes = [*notes, f"{left_out} messages of an earlier beginning are left out"] if left_out else notes
-    return {"records": Frozen(whole), "notes": notes}
-
-
-def _above(ident: str | None, parent_of: dict[str, str | None]) -> list[str]:
-    """The messages from the first to this one."""
-    line = []
-    while ident is not None:
-        line.append(ident)
-        ident = parent_of[ident]
-    return line[::-1]
+    def _add(self, uuid: str, made: Json, above: int | None, used: Json | None) -> None:
+        self.stands[uuid] = self.last = len(self.out)
+        self.out.add(made, above, used)
 
 
 def _unknown(thread: str, line: Json) -> Json:
@@ -200,11 +190,8 @@ def _unknown(thread: str, line: Json) -> Json:
     return record("opaque", thread, f"line-{uuid_of(line)}", line.get("timestamp"), program="claude", raw=line)
 
 
-def _finish(answer: Json, said: Json, line: Json) -> None:
-    """The time and the reason of the end, of an answer's last line."""
-    if "at" in answer and isinstance(line.get("timestamp"), str):
-        answer |= {"at": record("", "", "", line["timestamp"]).get("at", answer["at"])}
-    reason = said.get("stop_reason")
+def _finish(answer: Json, reason: Any) -> None:
+    """Why an answer ended, of its last line that says so."""
     if isinstance(reason, str):
         answer["origin"]["raw_finish"] = reason
         if reason in FINISH:
@@ -213,8 +200,10 @@ def _finish(answer: Json, said: Json, line: Json) -> None:
 
 def parts_of(content: Any, of_user: bool = False) -> list[Json]:
     """A message's content as parts, without what the program itself put in."""
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    parts = [_part(block) for block in blocks] if isinstance(blocks, list) else [opaque(content)]
+    if isinstance(content, list):
+        parts = [_part(block) for block in content]
+    else:
+        parts = [{"type": "text", "text": content} if isinstance(content, str) else opaque(content)]
     return [
         part for part in parts
         if part["type"] != "text" or part["text"] and not (of_user and part["text"].startswith(OF_THE_PROGRAM))
@@ -225,21 +214,23 @@ def _part(block: Any) -> Json:
     """A content block of the Messages API as a part; one of another shape than is known is opaque."""
     if not isinstance(block, dict):
         return opaque(block)
-    kind, source = block.get("type"), block.get("source")
+    kind = block.get("type")
     if kind == "text" and isinstance(block.get("text"), str):
         return {"type": "text", "text": block["text"]}
-    if kind == "thinking" and isinstance(block.get("thinking"), str):
-        return {"type": "reasoning", "text": block["thinking"], "raw": block}
-    if kind == "redacted_thinking":
-        return {"type": "reasoning", "text": "", "raw": block}
-    named = isinstance(block.get("id"), str) and isinstance(block.get("name"), str) and block["id"] and block["name"]
-    if kind == "tool_use" and named and isinstance(block.get("input"), dict):
-        return {"type": "tool_call", "id": block["id"], "name": block["name"], "arguments": block["input"]}
+    if kind == "tool_use":
+        ident, name, given = block.get("id"), block.get("name"), block.get("input")
+        if isinstance(ident, str) and isinstance(name, str) and ident and name and isinstance(given, dict):
+            return {"type": "tool_call", "id": ident, "name": name, "arguments": given}
     if kind == "tool_result" and isinstance(block.get("tool_use_id"), str) and block["tool_use_id"]:
         inner = block.get("content", "")
         content = inner if isinstance(inner, str) else parts_of(inner)
         failed = {"is_error": block["is_error"]} if isinstance(block.get("is_error"), bool) else {}
         return {"type": "tool_result", "call_id": block["tool_use_id"], "content": content, **failed}
+    if kind == "thinking" and isinstance(block.get("thinking"), str):
+        return {"type": "reasoning", "text": block["thinking"], "raw": block}
+    if kind == "redacted_thinking":
+        return {"type": "reasoning", "text": "", "raw": block}
+    source = block.get("source")
     if kind in ("image", "document") and isinstance(source, dict) and source.get("type") == "base64":
         media_type, data = source.get("media_type"), source.get("data")
         if isinstance(media_type, str) and media_type and isinstance(data, str):
@@ -249,10 +240,14 @@ def _part(block: Any) -> Json:
 
 def _usage(used: Json) -> Json:
     """Tokens as the envelope counts them: the input is all of it."""
-    count = {name: value for name, value in used.items() if type(value) is int and value >= 0}
-    read, write = count.get("cache_read_input_tokens", 0), count.get("cache_creation_input_tokens", 0)
-    return {"input_tokens": count.get("input_tokens", 0) + read + write, "cache_read_tokens": read,
-            "cache_write_tokens": write, "output_tokens": count.get("output_tokens", 0)}  # fmt: skip
+    read, write = _count(used, "cache_read_input_tokens"), _count(used, "cache_creation_input_tokens")
+    return {"input_tokens": _count(used, "input_tokens") + read + write, "cache_read_tokens": read,
+            "cache_write_tokens": write, "output_tokens": _count(used, "output_tokens")}  # fmt: skip
+
+
+def _count(used: Json, name: str) -> int:
+    value = used.get(name)
+    return value if type(value) is int and value >= 0 else 0
 
 
 # -- to a session -----------------------------------------------------------------------------------------------------

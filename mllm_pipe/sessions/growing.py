@@ -1,4 +1,4 @@
-"""Records of a long session: kept as their lines, which take a fraction of the memory that the records do."""
+"""A long session's records: kept as their lines, which take a fraction of the memory that the records do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import orjson
 
 from mllm_pipe.envelope import line_of
+from mllm_pipe.sessions import span
 
 Json = dict[str, Any]
-OPEN = 256  # of the newest records: they may still grow, and stay as they are
+OPEN = 256  # of the newest messages: they may still grow, and stay as they are
+EVERY = -1  # the tree of a record that belongs to whichever is read
 
 
 class Frozen:
@@ -27,44 +29,95 @@ class Frozen:
 
 
 class Growing:
-    """Records in their order, of which an old one may still be changed (`again`)."""
+    """Messages in their order, each by its number, of which an old one may still be changed (`again`), and what stands
+    between them. Each hangs from an earlier one or from none; those that hang together are a tree."""
 
     def __init__(self) -> None:
-        self._kept: list[Json | bytes] = []
-        self._about: list[tuple[str, str]] = []  # id and time of each
+        self._lines: list[bytes] = []
+        self._spans: list[bytes] = []  # of each, b"" for none
+        self._trees: list[int] = []  # of each: the number of the message that it all hangs from
+        self._above: list[int | None] = []
+        self._idents: list[str] = []
+        self._times: list[str | None] = []
+        self._newest: dict[int, int] = {}  # by tree
+        self._replies: dict[int, str] = {}  # ids of what was not said just before, by message
+        self._open: dict[int, tuple[Json, Json | None]] = {}  # messages as such, with their usage
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._lines)
 
-    def add(self, made: Json) -> None:
-        """Take one more."""
-        self._kept.append(made)
-        self._about.append((made["id"], ""))
-        old = len(self._kept) - OPEN
-        if old > 0:
-            self._freeze(old - 1)
+    def add(self, made: Json, above: int | None, usage: Json | None) -> None:
+        """Take a message that hangs from another one, or from none; usage: of an answer, None if it told none."""
+        number = len(self._lines)
+        tree = number if above is None else self._trees[above]
+        if above is not None and above != self._newest[tree]:
+            self._replies[number] = self._idents[above]
+        self._newest[tree] = number
+        self._put(b"", tree, above, made)
+        if made["role"] == "assistant":
+            self._open[number] = made, usage
+        else:
+            self._freeze(number, made, None)
+        if number - OPEN in self._open:
+            self._freeze(number - OPEN, *self._open.pop(number - OPEN))
 
-    def again(self, index: int) -> Json:
-        """A record that was taken, to be changed."""
-        one = self._kept[index]
-        if isinstance(one, bytes):
-            one = self._kept[index] = orjson.loads(one)
-        return one
+    def beside(self, made: Json, above: int | None = None) -> None:
+        """Take a record that is no message; above: one of the tree that it is about, None if it is about none."""
+        self._put(line_of(made)[:-1], EVERY if above is None else self._trees[above], None, made)
 
-    def lines(self) -> Iterator[tuple[bytes, str, str]]:
-        """(line, id, time or "") of each; each is given away, and kept no longer."""
-        for index in range(len(self._kept)):
-            self._freeze(index)
-            line = self._kept[index]
-            assert isinstance(line, bytes)
-            self._kept[index] = b""
-            yield line, *self._about[index]
+    def again(self, number: int, usage: Json | None) -> Json:
+        """A message that was taken, to be changed; usage: what it tells now, None if nothing."""
+        made, told = self._open.get(number) or self._thawed(number)
+        self._open[number] = made, usage or told
+        return made
 
-    def _freeze(self, index: int) -> None:
-        one = self._kept[index]
-        if not isinstance(one, bytes):
-            self._about[index] = (self._about[index][0], one.get("at", ""))
-            self._kept[index] = line_of(one)[:-1]  # a copy: what orjson gives has room for four times as much
+    def ids_to(self, number: int | None) -> list[str]:
+        """The ids of the messages from the first of a tree to this one."""
+        line = []
+        while number is not None:
+            line.append(self._idents[number])
+            number = self._above[number]
+        return line[::-1]
+
+    def whole(self, last: int | None) -> tuple[Frozen, int]:
+        """(the records of the tree of this message, with spans, how many messages of others are left out)"""
+        for number in sorted(self._open):
+            self._freeze(number, *self._open[number])
+        here = EVERY if last is None else self._trees[last]
+        out: list[bytes] = []
+        left_out = 0
+        for number, line in enumerate(self._lines):
+            if self._trees[number] in (here, EVERY):
+                out.append(line)
+                if self._spans[number]:
+                    out.append(self._spans[number])
+            elif line.startswith(b'{"v":1,"type":"message"'):
+                left_out += 1
+        return Frozen(out), left_out
+
+    def _put(self, line: bytes, tree: int, above: int | None, made: Json) -> None:
+        self._lines.append(line)
+        self._spans.append(b"")
+        self._trees.append(tree)
+        self._above.append(above)
+        self._idents.append(made["id"])
+        self._times.append(made.get("at"))
+
+    def _freeze(self, number: int, made: Json, usage: Json | None) -> None:
+        if number in self._replies:
+            made["reply_to"] = self._replies[number]
+        self._times[number] = made.get("at")  # that of an answer's last line
+        if usage is not None:
+            above = self._above[number]
+            made["run_id"] = f"span-{made['id']}"
+            asked_at = None if above is None else self._times[above]
+            self._spans[number] = line_of(span(made, asked_at, usage))[:-1]
+        self._lines[number] = line_of(made)[:-1]  # a copy: what orjson gives has room for four times as much
+
+    def _thawed(self, number: int) -> tuple[Json, Json | None]:
+        made, about = orjson.loads(self._lines[number]), self._spans[number]
+        usage = orjson.loads(about)["usage"] if about else None
+        return {name: value for name, value in made.items() if name not in ("reply_to", "run_id")}, usage
 
 
 def frozen(records: Any) -> list[bytes]:
