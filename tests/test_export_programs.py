@@ -226,3 +226,42 @@ def test_a_session_that_went_on_is_left_and_the_thread_gets_a_new_one(house):
     kept = there.sh(f"opencode export {once['session']}").out
     assert exported(there, "claude", "opencode")["session"] != once["session"], "the first has grown"
     assert there.sh(f"opencode export {once['session']}").out == kept
+
+
+@pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed: .ci/run does it")
+@pytest.mark.parametrize("target", sessions.PROGRAMS)
+def test_at_a_terminal_the_conversation_is_shown_and_goes_on(house, target):
+    """The home is one whose owner has answered what each program asks at its first start."""
+    there = house.copy("terminal")
+    made = exported(there, "codex" if target == "claude" else "claude", target)
+    (there.home / ".claude.json").write_text(json.dumps({
+        "hasCompletedOnboarding": True, "theme": "dark",
+        "customApiKeyResponses": {"approved": ["sk-ant-canary-1"[-20:]], "rejected": []},
+        "projects": {str(there.work): {"hasTrustDialogAccepted": True}}}))  # fmt: skip
+    (there.home / ".codex").mkdir(exist_ok=True)
+    (there.home / ".codex/config.toml").write_text(
+        'model = "gpt-6-sol"\nmodel_provider = "loop"\ncheck_for_update_on_startup = false\n[model_providers.loop]\n'
+        f'name = "loop"\nbase_url = "{there.servers["codex"].url("ok")}/v1"\nenv_key = "OPENAI_API_KEY"\n'
+        f'wire_api = "responses"\n[projects."{there.work}"]\ntrust_level = "trusted"\n')  # fmt: skip
+    kind = {"npm": "@ai-sdk/openai-compatible", "models": {"claude-sonnet-4-5": {}},
+            "options": {"baseURL": there.servers["opencode"].url("ok") + "/v1", "apiKey": "x"}}  # fmt: skip
+    (there.work / "opencode.json").write_text(json.dumps({"provider": {"anthropic": kind}}))
+    model = {"claude": "--model claude-sonnet-4-5", "gemini": "-m gemini-2.5-flash"}.get(target, "")
+    tmux = f"tmux -L {there.home.name}-{target}-{os.getpid()}"
+    heard_before = len(there.servers[target].calls())
+    line = f"""
+        trap '{tmux} kill-server' EXIT
+        until_there() {{ for _ in $(seq 300); do {tmux} capture-pane -p | grep -q "$1" && return; sleep 0.1; done; return 1; }}
+        TERM=xterm-256color {tmux} -f /dev/null new-session -d -x 120 -y 50 '{made["command"]} {model}'
+        until_there '{ASKED}' && until_there LOOPBACK-OK || {{ {tmux} capture-pane -p; exit 1; }}
+        until {tmux} capture-pane -p | grep -q '[^"]next$\\|[> ]next  *'; do
+            {tmux} send-keys -l next; sleep 1; done
+        {tmux} send-keys Enter
+        for _ in $(seq 300); do [ $({tmux} capture-pane -p | grep -c LOOPBACK-OK) -gt 1 ] && exit; sleep 0.1; done
+        {tmux} capture-pane -p; exit 1
+    """
+    ran = there.sh(line)
+    assert ran.status == 0, ran
+    sent = [HEARD[target](call["body"]) for call in there.servers[target].calls()[heard_before:]]
+    (turns,) = [one for one in sent if one and one[-1][2] and str(one[-1][2]).strip() == "next"]
+    check(turns)

@@ -243,6 +243,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
             first = not number and ITEM_ID.fullmatch(piece["id"])
             own = piece["id"] if first else made.get("id") or f"{prefix}_{uuid_of(ident, piece['id'], number)}"
             out.append((time, "response_item", {**made, "id": own}))
+            if shown := _shown(made):
+                out.append((time, "event_msg", shown))
         if ours and piece["id"] in spans:
             used = {theirs: spans[piece["id"]]["usage"][own] for theirs, own in USAGE.items()
                     if own in spans[piece["id"]]["usage"]}  # fmt: skip
@@ -250,6 +252,16 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
     # Without an end codex inserts a turn that says it was aborted.
     out.append((time, "event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
     return b"".join(_line(*one) for one in out), losses
+
+
+def _shown(made: Json) -> Json | None:
+    """What `codex resume` puts on the screen of an item; the items themselves it only sends. None for no message."""
+    if made["type"] != "message" or made["role"] not in ("user", "assistant"):
+        return None
+    text = "\n\n".join(part["text"] for part in made["content"] if "text" in part)
+    if made["role"] == "user":
+        return {"type": "user_message", "message": text, "images": [], "local_images": [], "text_elements": []}
+    return {"type": "agent_message", "message": text, "phase": None}
 
 
 def _own_item(part: Json, role: str) -> Json:
