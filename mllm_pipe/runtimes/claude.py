@@ -24,7 +24,7 @@ from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _turns
 from mllm_pipe.runtimes._claude_reply import SYNTHETIC, event_of, partial, reply, with_end, worth
 from mllm_pipe.runtimes._program import distinct, key_for, write, wrong_program
-from mllm_pipe.sessions.claude import block, lines
+from mllm_pipe.sessions.claude import block, lines, rules
 
 STREAMS = TAKES_MAX_TOKENS = True
 OWN_TOKENS = {None: 400, "read": 2700, "write": 4100, "all": 9000}
@@ -50,8 +50,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
     The lines of a thread are a prefix of those of the same thread later on.
     """
-    rule = _turns.rules("claude", _endpoint(target), ids="[a-zA-Z0-9_-]+", names="[a-zA-Z0-9_-]{1,64}", objects=True,
-                        blank_text=False, system="text", user_first=False)  # fmt: skip
+    rule = rules(_endpoint(target))
     placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: block(part))
     turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)

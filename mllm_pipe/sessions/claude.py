@@ -253,10 +253,15 @@ def _count(used: Json, name: str) -> int:
 # -- to a session -----------------------------------------------------------------------------------------------------
 
 
+def rules(endpoint: str) -> Json:
+    """What turns have to be like that claude reads, of an answer's endpoint."""
+    return _turns.rules("claude", endpoint, ids="[a-zA-Z0-9_-]+", names="[a-zA-Z0-9_-]{1,64}", objects=True,
+                        blank_text=False, system="text", user_first=False)  # fmt: skip
+
+
 def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
     """A branch as a session file, and what of it is lost. spans: by the id of the answer."""
-    rule = _turns.rules("claude", "", ids="[a-zA-Z0-9_-]+", names="[a-zA-Z0-9_-]{1,64}", objects=True, blank_text=False,
-                        system="text", user_first=False)  # fmt: skip
+    rule = rules("")
     pieces, losses = settled(messages, agent, rule)
     times = {one["id"]: one.get("at") for one in messages}
     out: list[Json] = []
