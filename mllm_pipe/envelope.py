@@ -52,13 +52,15 @@ _second = 0, "1970-01-01T00:00:00"  # the last one that was written out
 
 def seconds_of(stamp: str) -> float | None:
     """Seconds since the epoch of one of the envelope's times; None for a text that only looks like one."""
-    from calendar import timegm
+    from datetime import datetime
 
+    leap = stamp[17:19] == "60"  # RFC 3339, 5.7
     try:
-        whole = timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
+        if stamp[10:11] != "T" or stamp[-1:] != "Z":
+            return None
+        return datetime.fromisoformat(f"{stamp[:17]}59{stamp[19:]}" if leap else stamp).timestamp() + leap
+    except (ValueError, OverflowError):
         return None
-    return whole + float("0" + stamp[19:-1]) if stamp[19:-1] else float(whole)
 
 
 def line_of(record: Record) -> bytes:

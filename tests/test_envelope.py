@@ -170,3 +170,12 @@ def test_times_round_trip_to_the_millisecond(milliseconds):
     stamp = envelope.timestamp(milliseconds / 1000)
     assert VALIDATOR.is_valid({"v": 1, "type": "begin", "at": stamp})
     assert round(envelope.seconds_of(stamp) * 1000) == milliseconds
+
+
+@pytest.mark.parametrize("stamp, seconds", [
+    ("1970-01-01T00:00:00Z", 0.0), ("1970-01-01T00:01:00.5Z", 60.5), ("2016-12-31T23:59:60Z", 1483228800.0),
+    ("1970-01-01T00:00:00.123456789Z", 0.123456), ("1970-02-30T00:00:00Z", None), ("1970-01-01T24:00:00Z", None),
+    ("1970-01-01", None), ("1970-01-01T00:00:00", None), ("Z", None), ("", None),
+])  # fmt: skip
+def test_a_time_is_seconds_or_none(stamp, seconds):
+    assert envelope.seconds_of(stamp) == seconds
