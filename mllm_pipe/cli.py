@@ -87,7 +87,7 @@ def _blamed(wrong: click.ClickException) -> str:
 
 def _let_go() -> Any:
     """The module of the calls in flight, if any was made: they are written down and ended."""
-    inflight = sys.modules.get("mllm_pipe.inflight")
+    inflight = sys.modules.get("mllm_pipe.calling.inflight")
     if inflight:
         inflight.abandon()
     return inflight

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_pipe import window
-from mllm_pipe.call import ask
+from mllm_pipe.calling.call import ask
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Outcome, Usage
 from mllm_pipe.stream import Thread

@@ -113,8 +113,8 @@ def _read(path: str) -> bytes:
 
 
 def _fetched(url: str) -> bytes:
+    from mllm_pipe.calling.span import Io
     from mllm_pipe.runtimes import _endpoint, _http
-    from mllm_pipe.span import Io
 
     parts = urlsplit(url)
     if parts.scheme == "http" and not _endpoint.loopback(parts.hostname or ""):

@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.call import Call, ask
+from mllm_pipe.calling.call import Call, ask
+from mllm_pipe.calling.patience import Patience
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CUT_OFF, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
-from mllm_pipe.patience import Patience
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note, program, say
 from mllm_pipe.thread import (

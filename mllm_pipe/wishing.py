@@ -10,10 +10,10 @@ from typing import Any
 
 from mllm_pipe import configuration
 from mllm_pipe.agents import Agent, Target, configured_agent, find, slot, usable_here
+from mllm_pipe.calling.patience import Patience
+from mllm_pipe.calling.span import Io
 from mllm_pipe.errors import Usage
-from mllm_pipe.patience import Patience
 from mllm_pipe.runtimes import check_options, load
-from mllm_pipe.span import Io
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note
 from mllm_pipe.thread import UNNAMED, admitted, branch

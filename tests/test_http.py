@@ -464,8 +464,8 @@ def test_a_call_that_failed_leaves_no_stream_to_the_collector():
     import http.server
     import types
 
+    from mllm_pipe.calling.span import Io
     from mllm_pipe.runtimes import openai_chat
-    from mllm_pipe.span import Io
 
     class Server(http.server.BaseHTTPRequestHandler):
         def do_POST(self):

@@ -8,11 +8,11 @@ import click
 
 from mllm_pipe import cli
 from mllm_pipe.answering import Answered, answer, preview, refused, told
+from mllm_pipe.calling.inflight import stop_when_reader_leaves
+from mllm_pipe.calling.patience import patience_of
+from mllm_pipe.calling.pool import in_flight, several
 from mllm_pipe.envelope import new_id
 from mllm_pipe.errors import FAILED, CallFailed, Failure, Outcome, Usage
-from mllm_pipe.inflight import stop_when_reader_leaves
-from mllm_pipe.patience import patience_of
-from mllm_pipe.pool import in_flight, several
 from mllm_pipe.progress import Progress
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say

@@ -61,7 +61,7 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
     if status == LEFT:
         die_by(status - 128)
     if status not in (OK, NO) and firing.why:
-        from mllm_pipe.recall import has_begun
+        from mllm_pipe.calling.recall import has_begun
 
         again = f"; the same line with --resume {run} goes on" if has_begun(run) else ""
         say(f"{plan['name']}: {firing.why}{again}")
@@ -72,7 +72,7 @@ def _terms(resume: str | None, max_cost: float | None) -> tuple[str, dict[str, s
     """(the run that begins where none is inherited, what all stages are told of it and of money)."""
     told: dict[str, str] = {}
     if resume:
-        from mllm_pipe.recall import run_of
+        from mllm_pipe.calling.recall import run_of
 
         run = run_of(resume)
         told |= {"MLLM_RESUME": run, "MLLM_PARENT_RUN_ID": run}
@@ -80,7 +80,7 @@ def _terms(resume: str | None, max_cost: float | None) -> tuple[str, dict[str, s
         run = inherited_run() or new_id()
         told["MLLM_NEW_RUN_ID"] = run
     if max_cost is not None:
-        from mllm_pipe.budget import with_run_limit
+        from mllm_pipe.calling.budget import with_run_limit
 
         told |= {"MLLM_BUDGET": with_run_limit(max_cost), "MLLM_PARENT_RUN_ID": run}
     return run, told

@@ -7,14 +7,14 @@ from typing import Any
 import click
 
 from mllm_pipe import cli
+from mllm_pipe.calling.inflight import stop_when_reader_leaves
+from mllm_pipe.calling.patience import patience_of
+from mllm_pipe.calling.pool import in_flight
 from mllm_pipe.errors import FAILED, Outcome, Usage
-from mllm_pipe.inflight import stop_when_reader_leaves
 from mllm_pipe.judging import rubrics
 from mllm_pipe.judging.gatekeeping import Gate
 from mllm_pipe.judging.judgement import Judged, judge
 from mllm_pipe.judging.terms import Terms, terms_of
-from mllm_pipe.patience import patience_of
-from mllm_pipe.pool import in_flight
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.turn import NEXT_STEP

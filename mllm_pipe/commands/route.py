@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from mllm_pipe import cli
+from mllm_pipe.calling.inflight import stop_when_reader_leaves
+from mllm_pipe.calling.patience import patience_of
+from mllm_pipe.calling.pool import in_flight
 from mllm_pipe.envelope import Record, line_of
 from mllm_pipe.errors import FAILED, Outcome, Usage
-from mllm_pipe.inflight import stop_when_reader_leaves
-from mllm_pipe.patience import patience_of
-from mllm_pipe.pool import in_flight
 from mllm_pipe.routing.deciding import Decision
 from mllm_pipe.routing.router import find_router
 from mllm_pipe.runtimes import load

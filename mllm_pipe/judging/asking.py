@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mllm_pipe.call import ask
+from mllm_pipe.calling.call import ask
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import NO_VERDICT, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.judging import verdict

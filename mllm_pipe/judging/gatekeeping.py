@@ -96,10 +96,10 @@ def _labels(path: str) -> dict[str, Any]:
 
 def _before(path: str) -> dict[str, bool | None]:
     """By thread, whether it passed as the verdicts of a file say. Missing, Usage, BadRecord; Usage if it has none."""
+    from mllm_pipe.calling.patience import Patience
     from mllm_pipe.judging.replay import replay
     from mllm_pipe.judging.report import row_of
     from mllm_pipe.judging.terms import Terms
-    from mllm_pipe.patience import Patience
 
     terms = Terms(0.0, Patience())
     found = {}

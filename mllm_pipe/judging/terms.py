@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.agents import evaluator_of, find
+from mllm_pipe.calling.patience import Patience
+from mllm_pipe.calling.pool import several
+from mllm_pipe.calling.span import Io
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.judging import checks, rubrics
 from mllm_pipe.judging import reference as references
-from mllm_pipe.patience import Patience
-from mllm_pipe.pool import several
 from mllm_pipe.runtimes import load
-from mllm_pipe.span import Io
 from mllm_pipe.terminal import note
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_pipe import configuration
-from mllm_pipe.call import ask
+from mllm_pipe.calling.call import ask
+from mllm_pipe.calling.patience import Patience
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import WRITE_FAILED, CallFailed, Failure, Outcome, Usage
-from mllm_pipe.patience import Patience
 from mllm_pipe.routing.question import Invalid, question, read
 from mllm_pipe.routing.router import Router
 from mllm_pipe.routing.standing import NoRoute, standing

@@ -37,7 +37,7 @@ file and its events. Further names that a module may define:
     parts are the envelope's content parts; tool results stand in user turns, before the text of that turn.
     The last turn is a user turn; system turns may stand after it.
 
-`io` (mllm_pipe.span.Io):
+`io` (mllm_pipe.calling.span.Io):
     io.text(str)        a piece of the answer has come: streams it to who looks on and takes the time of the first
     io.run              the run's id; a program that is started gets it as MLLM_PARENT_RUN_ID
     io.lost(losses)     to be called with the losses of the rendering, right before it is sent (--strict refuses there)

@@ -46,7 +46,7 @@ _MAX_ERROR_BODY = 64 << 10
 
 
 class Io(Protocol):
-    """What is used of mllm_pipe.span.Io."""
+    """What is used of mllm_pipe.calling.span.Io."""
 
     def text(self, piece: str, /) -> None: ...
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import orjson
 
-from mllm_pipe import journal
+from mllm_pipe.calling import journal
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Missing, WriteFailed
 from mllm_pipe.runs import Fold

@@ -59,8 +59,8 @@ def send(requests: list[Json], url: str) -> int:
 
 def _posted(where: str, headers: dict[str, str], body: bytes, secrets: list[str]) -> bytes:
     """The answer to one request, asked again while that may help."""
+    from mllm_pipe.calling.span import Io
     from mllm_pipe.runtimes import _http
-    from mllm_pipe.span import Io
 
     timeout_s = _timeout_s()
     for number in range(1, _TRIES + 1):

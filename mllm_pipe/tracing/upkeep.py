@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from typing import IO
 
-from mllm_pipe import journal
+from mllm_pipe.calling import journal
 from mllm_pipe.envelope import timestamp
 from mllm_pipe.errors import Missing, Usage, WriteFailed
 from mllm_pipe.storage import Appender, read_new

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from mllm_pipe import journal
+from mllm_pipe.calling import journal
+from mllm_pipe.calling.span import Io, span_of
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, WriteFailed
-from mllm_pipe.span import Io, span_of
 from mllm_pipe.stream import watch_reader
 
 Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts

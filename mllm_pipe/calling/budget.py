@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from mllm_pipe import journal, models, prices, window
+from mllm_pipe import models, prices, window
+from mllm_pipe.calling import journal
 from mllm_pipe.configuration import configured_budget
 from mllm_pipe.envelope import Record, seconds_of
 from mllm_pipe.errors import OverBudget, Usage

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from mllm_pipe import journal
+from mllm_pipe.calling import journal
+from mllm_pipe.calling.gate import FAULTS, LeftAlone
+from mllm_pipe.calling.inflight import Sent, journalled, live, settled
+from mllm_pipe.calling.patience import Patience
+from mllm_pipe.calling.recall import Claimed, answer_of, kept_result
+from mllm_pipe.calling.span import Io, Result, ms, span_of
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFailed
-from mllm_pipe.gate import FAULTS, LeftAlone
-from mllm_pipe.inflight import Sent, journalled, live, settled
-from mllm_pipe.patience import Patience
-from mllm_pipe.recall import Claimed, answer_of, kept_result
 from mllm_pipe.runtimes import load, worded
-from mllm_pipe.span import Io, Result, ms, span_of
 from mllm_pipe.terminal import note
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
@@ -189,7 +189,7 @@ def _intend(run_id: str, sent: Sent, patience: Patience, worst: Any) -> None:
     target, about, io, key, _ = sent
     entry, admit, until = about | {"runtime": target["runtime"], "model": target.get("model")}, None, 0.0
     if worst:
-        from mllm_pipe import budget
+        from mllm_pipe.calling import budget
 
         assert patience.budget
         until = time.time() + io.left_or_none()

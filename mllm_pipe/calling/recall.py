@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe import journal
+from mllm_pipe.calling import journal
 from mllm_pipe.envelope import Record, seconds_of
 from mllm_pipe.errors import Missing, Usage
 from mllm_pipe.storage import Appender

@@ -10,14 +10,14 @@ from random import random
 from typing import TYPE_CHECKING, Any
 
 from mllm_pipe.agents import find
+from mllm_pipe.calling.gate import Gates
 from mllm_pipe.configuration import configured_budget
 from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.gate import Gates
 from mllm_pipe.runtimes import load
 
 if TYPE_CHECKING:
-    from mllm_pipe.budget import Budget
-    from mllm_pipe.recall import Memory
+    from mllm_pipe.calling.budget import Budget
+    from mllm_pipe.calling.recall import Memory
 
 LESSONS = 8  # further tries of a call that was told to slow down, where many are under way: how the pace is learnt
 
@@ -78,14 +78,14 @@ def patience_of(flags: dict[str, Any], jobs: int = 1) -> Patience:
     patience.gates = Gates(flags.pop("rate"))
     max_cost, max_tokens = flags.pop("max_cost"), flags.pop("max_tokens_total")
     if max_cost is not None or max_tokens is not None or os.environ.get("MLLM_BUDGET") or configured_budget()[1]:
-        from mllm_pipe import budget
+        from mllm_pipe.calling import budget
 
         patience.budget = budget.Budget(budget.limits(max_cost, max_tokens))
     resume, cache, youngest_s = flags.pop("resume"), flags.pop("cache"), flags.pop("cache_ttl")
     if resume and cache:
         raise Usage("--resume takes the answers of one run, --cache those of all; say one of them")
     if resume or cache or youngest_s is not None:
-        from mllm_pipe.recall import Memory
+        from mllm_pipe.calling.recall import Memory
 
         patience.memory = Memory(resume, youngest=time.time() - youngest_s if youngest_s is not None else 0.0)
     return patience

@@ -7,8 +7,8 @@ $XDG_STATE_HOME/mllm-pipe/journal.jsonl, mode 0600. MLLM_JOURNAL=off keeps none,
 
 Each try of a call has an intent, with the same id, and all of them one outcome: its status is ok, error (surely not
 paid for), unknown, or taken (from an earlier run, nothing was sent). An intent may say the `worst` that the call can
-cost (mllm_pipe.budget). Where no record of an outcome is a message, `result` is what was answered. `cut` has what had
-come of tries that failed before another was made: it may have to be paid for, and stands nowhere else.
+cost (mllm_pipe.calling.budget). Where no record of an outcome is a message, `result` is what was answered. `cut` has
+what had come of tries that failed before another was made: it may have to be paid for, and stands nowhere else.
 """
 
 from __future__ import annotations
