@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -255,7 +256,7 @@ def test_at_a_terminal_the_conversation_is_shown_and_goes_on(house, target):
         TERM=xterm-256color {tmux} -f /dev/null new-session -d -x 120 -y 50 '{made["command"]} {model}'
         until_there '{ASKED}' && until_there LOOPBACK-OK || {{ {tmux} capture-pane -p; exit 1; }}
         until {tmux} capture-pane -p | grep -q '[^"]next$\\|[> ]next  *'; do
-            {tmux} send-keys -l next; sleep 1; done
+            {tmux} send-keys C-u; {tmux} send-keys -l next; sleep 1; done
         {tmux} send-keys Enter
         for _ in $(seq 300); do [ $({tmux} capture-pane -p | grep -c LOOPBACK-OK) -gt 1 ] && exit; sleep 0.1; done
         {tmux} capture-pane -p; exit 1
@@ -263,5 +264,6 @@ def test_at_a_terminal_the_conversation_is_shown_and_goes_on(house, target):
     ran = there.sh(line)
     assert ran.status == 0, ran
     sent = [HEARD[target](call["body"]) for call in there.servers[target].calls()[heard_before:]]
-    (turns,) = [one for one in sent if one and one[-1][2] and str(one[-1][2]).strip() == "next"]
-    check(turns)
+    # A program that is slow to show what was typed gets it again.
+    (turns,) = [one for one in sent if one and one[-1][2] and re.fullmatch("(next)+", str(one[-1][2]).strip())]
+    check([*turns[:-1], [*turns[-1][:2], "next"]])
