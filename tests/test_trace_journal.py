@@ -232,6 +232,20 @@ def test_many_may_look_while_one_writes(sh, home):
     assert {row["key"]: row["calls"] for row in ran.records[-3:]} == {"anthropic": 40, "ollama": 40, "echo": 3}
 
 
+def test_where_it_cannot_be_locked_none_is_changed(sh, home):
+    house(home, 2)
+    index = home / ".local/state/mllm-pipe/index.sqlite"
+    asked = "trace --sql 'select count(*) as n from spans'"
+    assert sh(asked).records == [{"n": 4}]
+    index.with_suffix(".sqlite.lock").unlink()
+    index.with_suffix(".sqlite.lock").mkdir()
+    was = index.read_bytes()
+    assert sh(f"dispatch -q --to echo --new q >/dev/null; {asked}").records == [{"n": 5}]
+    assert index.read_bytes() == was
+    index.unlink()
+    assert sh(asked).records == [{"n": 5}] and not index.exists()
+
+
 def test_where_it_cannot_be_written_it_is_made_in_memory(sh, home):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")

@@ -36,9 +36,7 @@ class Index:
         self.lock = -1
 
     def __enter__(self) -> Index:
-        with suppress(OSError):  # where no file can be made, none is replaced either
-            self.lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self.lock, fcntl.LOCK_EX)
+        self.lock = _locked(f"{self.path}.lock")
         there = os.fstat(self.journal)
         same = (schema.VERSION, there.st_dev, there.st_ino, os.pread(self.journal, 100, 0).hex())
         try:
@@ -66,9 +64,11 @@ class Index:
         with suppress(sqlite3.OperationalError):  # no table of that name
             found = db.execute("select version, device, inode, head, offset from meta").fetchone()
             if found and found[:4] == same and found[4] <= size:
-                if found[4] < size:
+                if found[4] == size:
+                    return db
+                if self.lock >= 0:
                     self._follow(db, found[4], size)
-                return db
+                    return db
         db.close()
         return None
 
@@ -253,6 +253,20 @@ def _may(action: int, *_: object) -> int:
 
 def _plain(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _locked(path: str) -> int:
+    """A descriptor of the lock, held; -1 where there can be none: then no file is changed either."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # as on some network file systems
+        os.close(lock)
+        return -1
+    return lock
 
 
 def _tidy(making: str) -> None:
