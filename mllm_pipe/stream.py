@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import signal
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 from mllm_pipe.envelope import Record, line_of, new_id, seconds_of, timestamp
 from mllm_pipe.errors import FAILED, BadRecord, Failure, InputCut, Outcome, Stopped, Usage, WriteFailed
+from mllm_pipe.lineage import inherited_run, offered_run, traceparent
 from mllm_pipe.lines import MAX_LINE, Lines, Long, bad_line, closes, named_thread, parse
 from mllm_pipe.terminal import kind_of, note, program, safe, say
 
@@ -343,31 +343,6 @@ def read_share() -> float | None:
         return None
     size = os.fstat(0).st_size
     return os.lseek(0, 0, os.SEEK_CUR) / size if size else None
-
-
-def traceparent() -> str:
-    """The W3C trace context of the environment, "" if there is none or it is malformed."""
-    value = os.environ.get("TRACEPARENT", "")
-    return value if re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", value) else ""
-
-
-def inherited_run() -> str:
-    """$MLLM_PARENT_RUN_ID, "" if it is not set. Usage if it can be no id."""
-    value = os.environ.get("MLLM_PARENT_RUN_ID", "")
-    if len(value) > 200 or not value.isprintable():
-        raise Usage("MLLM_PARENT_RUN_ID is no id: it has at most 200 printable characters")
-    return value
-
-
-def offered_run() -> str:
-    """$MLLM_NEW_RUN_ID: the id of a run that begins here; all stages of a group are given the same. "" if not set."""
-    return os.environ.get("MLLM_NEW_RUN_ID", "")[:200]
-
-
-def in_group() -> Record:
-    """The `group` and `stage` of what is done here, by $MLLM_GROUP and $MLLM_STAGE; {} where no group fired us."""
-    found = {name: os.environ.get(f"MLLM_{name.upper()}", "")[:200] for name in ("group", "stage")}
-    return {name: value for name, value in found.items() if value}
 
 
 def watch_reader(on_left: Callable[[], Any]) -> None:

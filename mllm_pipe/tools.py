@@ -11,7 +11,8 @@ import orjson
 
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import Missing, Usage
-from mllm_pipe.stream import Thread, in_group
+from mllm_pipe.lineage import in_group
+from mllm_pipe.stream import Thread
 
 Tool = dict[str, Any]
 Run = Callable[[bytes], tuple[int, str, str]]  # a call as JSON -> (exit status, stdout, last line of stderr)

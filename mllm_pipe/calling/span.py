@@ -8,7 +8,7 @@ from typing import Any
 
 from mllm_pipe.envelope import Record, timestamp
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.stream import in_group, traceparent
+from mllm_pipe.lineage import in_group, traceparent
 
 Result = dict[str, Any]
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from mllm_pipe.errors import CallFailed
+from mllm_pipe.runtimes._pipes import inherited, pipe, widen
 
 GRACE_S = 1.0  # between TERM and KILL
 MAX_OUTPUT = 64 << 20  # bytes; more than that is no answer, and no line that the next command would take
@@ -113,7 +114,7 @@ def run(
     (child_in, our_in), (our_out, child_out), (our_err, child_err), (woken, wake) = (pipe() for _ in range(4))
     child, fds, streams = Child(), (our_in, our_out, our_err, woken), (child_in, child_out, child_err)
     ours = set(fds)
-    _widen(our_out)
+    widen(our_out)
     try:
         _thread.start_new_thread(tend, (child, program, command, env, streams, wake))
         child.started.acquire()
@@ -235,41 +236,11 @@ def _spawn(program: str, command: Sequence[str], env: Mapping[str, str], actions
         program,
         list(command),
         env,
-        file_actions=[*actions, *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited())],
+        file_actions=[*actions, *((os.POSIX_SPAWN_CLOSE, fd) for fd in inherited())],
         setsid=True,
         setsigmask=[],
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
     )
-
-
-def pipe() -> tuple[int, int]:
-    """A pipe of which no end is a standard stream, not even when ours are closed: putting one in place would hit it."""
-    ends = os.pipe()
-    if min(ends) > 2:
-        return ends
-    import fcntl
-
-    moved = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in ends)
-    for fd in ends:
-        os.close(fd)
-    return moved[0], moved[1]
-
-
-def _widen(pipe: int) -> None:
-    """Lets a pipe hold 1 MiB, where that can be done: claude ends without what its full pipe did not take (seen)."""
-    import fcntl
-
-    with suppress(AttributeError, OSError):  # not Linux; over the user's limit
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
-
-
-def _inherited() -> list[int]:
-    """The open files beyond stderr that a child would inherit; our own pipes are not among them (PEP 446)."""
-    found = []
-    for fd in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # the one that listdir had open
-            found += [fd] if fd > 2 and os.get_inheritable(fd) else []
-    return found
 
 
 def _pump(

@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 from mllm_pipe import __version__
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _endpoint, _faults
+from mllm_pipe.runtimes._unzip import unzipped
 
 if TYPE_CHECKING:
     import ssl
@@ -40,7 +41,6 @@ IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping
 SLICE_S = 0.5  # the longest single wait: after it, io.left() is asked again and may end the call from elsewhere
 LINGER_S = 0.05
 KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
-SLICE = 1 << 16  # bytes given out at once
 MAX_DECODED = 256 << 20  # bytes of a whole answer once unzipped
 _MAX_ERROR_BODY = 64 << 10
 
@@ -90,7 +90,7 @@ def post(
                 raise _refusal(response, secrets)
             if "html" in response.headers.get("content-type", ""):
                 raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?", http_status=200)
-            pieces = _unzipped(response)
+            pieces = _body(response)
             try:
                 for piece in pieces:
                     size += len(piece)
@@ -314,24 +314,8 @@ def _login(parts: SplitResult) -> dict[str, str]:
     return {"authorization": f"Basic {b64encode(said.encode()).decode()}"}
 
 
-def _unzipped(response: httpx.Response) -> Iterator[bytes]:
-    """The body, unzipped where the server zips unasked: a slice at a time, as a kilobyte may stand for a megabyte."""
-    coding = response.headers.get("content-encoding", "identity").strip().lower()
-    if coding in ("", "identity"):
-        yield from response.iter_raw()
-    elif coding in ("gzip", "x-gzip", "deflate"):
-        import zlib
-
-        unzip = zlib.decompressobj(47)  # of either kind
-        try:
-            for piece in response.iter_raw():
-                while piece:
-                    yield unzip.decompress(piece, SLICE)
-                    piece = unzip.unconsumed_tail
-        except zlib.error:
-            raise CallFailed("malformed", "the answer cannot be unzipped") from None
-    else:
-        raise CallFailed("malformed", f"the answer is packed as {_faults.tidy(coding)}, for which nobody asked")
+def _body(response: httpx.Response) -> Iterator[bytes]:
+    return unzipped(response.iter_raw(), response.headers.get("content-encoding", ""))
 
 
 # -- what went wrong --------------------------------------------------------------------------------------------------
@@ -392,7 +376,7 @@ def _refusal(response: httpx.Response, secrets: tuple[str, ...]) -> CallFailed:
         return CallFailed("bad_request", said, billed="no", http_status=status)
     body = b""
     try:
-        for piece in _unzipped(response):
+        for piece in _body(response):
             body += piece
             if len(body) > _MAX_ERROR_BODY:
                 break

@@ -15,7 +15,8 @@ from time import monotonic
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child
-from mllm_pipe.runtimes._child import Child, find, pipe, signal_group, tend
+from mllm_pipe.runtimes._child import Child, find, signal_group, tend
+from mllm_pipe.runtimes._pipes import pipe
 
 GRACE_S = 10.0  # between TERM and KILL: stages write down what was paid for before they end
 

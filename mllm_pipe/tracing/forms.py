@@ -10,8 +10,8 @@ import orjson
 
 from mllm_pipe.envelope import line_of
 from mllm_pipe.errors import Usage
+from mllm_pipe.lineage import traceparent
 from mllm_pipe.runs import Fold
-from mllm_pipe.stream import traceparent
 from mllm_pipe.tracing import table
 
 FORMS = ("table", "tree", "json", "ndjson", "csv", "html", "otlp")
