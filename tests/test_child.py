@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, command
+from mllm_pipe.runtimes import _child, _key, command
 
 ENV = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
@@ -179,7 +179,7 @@ def test_a_flood_is_no_answer(mark: str) -> None:
 
 
 def test_vendor_keys_reach_only_the_program_that_is_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in command.VENDOR_KEYS:
+    for name in _key.VENDOR_KEYS:
         monkeypatch.setenv(name, "sk-canary")
     monkeypatch.setenv("MY_OWN", "stays")
     result, _ = ask("sh", "-c", "echo $MY_OWN; env | grep sk-canary; echo end")

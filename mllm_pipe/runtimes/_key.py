@@ -20,6 +20,17 @@ from mllm_pipe.errors import CallFailed
 COMMAND_S = 60.0  # a person may have to touch a sensor
 HIDDEN = "***"  # in place of a key that only a command knows, where nothing is sent
 
+VENDOR_KEYS = frozenset((
+    "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK",
+    "OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "AZURE_OPENAI_API_KEY",
+    "AZURE_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENERATIVE_AI_API_KEY", "OPENCODE_API_KEY",
+    "OPENROUTER_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "DEEPSEEK_API_KEY", "XAI_API_KEY",
+    "CEREBRAS_API_KEY", "COHERE_API_KEY", "CO_API_KEY", "DASHSCOPE_API_KEY", "FIREWORKS_API_KEY", "HF_TOKEN",
+    "HUGGINGFACE_API_KEY", "LITELLM_API_KEY",
+    "LITELLM_MASTER_KEY", "MOONSHOT_API_KEY", "NVIDIA_API_KEY", "OLLAMA_API_KEY", "PERPLEXITY_API_KEY",
+    "TOGETHER_API_KEY", "VLLM_API_KEY", "VOYAGE_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY",
+))  # fmt: skip
+
 
 def of(target: Mapping[str, Any], variables: Sequence[str], io: Any = None) -> tuple[str, str]:
     """(variable, key), "" for the variable where the key comes from elsewhere; ("", "") if there is none.
@@ -50,6 +61,11 @@ def lacking(target: Mapping[str, Any], variables: Sequence[str]) -> CallFailed:
     return CallFailed("auth", f"{named} is not set; it should hold the key{kept}", billed="no")
 
 
+def environment(passed: Sequence[str] = ()) -> dict[str, str]:
+    """Our environment for a program of the user's own: without the keys of vendors, but for those that are named."""
+    return {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
+
+
 _printed: dict[tuple[str, ...], str | CallFailed] = {}
 _asking = Lock()
 
@@ -70,7 +86,6 @@ def _printed_by(command: tuple[str, ...], io: Any) -> str:
 
 def _ask(command: tuple[str, ...], io: Any) -> str:
     from mllm_pipe.runtimes import _child
-    from mllm_pipe.runtimes.command import VENDOR_KEYS
 
     printed, ends = bytearray(), time.monotonic() + COMMAND_S
 
@@ -79,8 +94,7 @@ def _ask(command: tuple[str, ...], io: Any) -> str:
             raise CallFailed("auth", f"no key within {COMMAND_S:g} s")
         return float(min(io.left(), ends - time.monotonic()))
 
-    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS}
-    ended = _child.run(command, stdin=b"", env=env, cwd=None, left=left, on_bytes=printed.extend)
+    ended = _child.run(command, stdin=b"", env=environment(), cwd=None, left=left, on_bytes=printed.extend)
     value = printed.decode(errors="replace").rstrip("\r\n")
     if ended.status:
         said = _child.last_line(ended.tail, [value])

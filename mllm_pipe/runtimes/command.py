@@ -17,17 +17,6 @@ from mllm_pipe.thread import framed, text_of, transcript_text
 
 STREAMS = True
 
-VENDOR_KEYS = frozenset((
-    "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK",
-    "OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "AZURE_OPENAI_API_KEY",
-    "AZURE_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENERATIVE_AI_API_KEY", "OPENCODE_API_KEY",
-    "OPENROUTER_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "DEEPSEEK_API_KEY", "XAI_API_KEY",
-    "CEREBRAS_API_KEY", "COHERE_API_KEY", "CO_API_KEY", "DASHSCOPE_API_KEY", "FIREWORKS_API_KEY", "HF_TOKEN",
-    "HUGGINGFACE_API_KEY", "LITELLM_API_KEY",
-    "LITELLM_MASTER_KEY", "MOONSHOT_API_KEY", "NVIDIA_API_KEY", "OLLAMA_API_KEY", "PERPLEXITY_API_KEY",
-    "TOGETHER_API_KEY", "VLLM_API_KEY", "VOYAGE_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY",
-))  # fmt: skip
-
 
 def request(request: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """(what goes on stdin, losses): the text of a single question as it is, else the whole view in one framed text."""
@@ -140,8 +129,7 @@ def _run(target: dict[str, Any], stdin: bytes, io: Any, on_bytes: Callable[[byte
          came: Callable[[], dict[str, Any]]) -> None:  # fmt: skip
     """Runs the program to its end. came: the result so far, which a failure carries if it says anything."""
     passed, name = _passed(target), target["argv"][0]
-    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS or name in passed}
-    env["MLLM_PARENT_RUN_ID"] = io.run
+    env = _key.environment(passed) | {"MLLM_PARENT_RUN_ID": io.run}
     try:
         ended = _child.run(target["argv"], stdin=stdin, env=env, cwd=None, left=io.left, on_bytes=on_bytes)
     except CallFailed as failed:
@@ -177,7 +165,6 @@ def run_check(argv: list[str], answer: bytes, left: Any) -> tuple[int, str]:
 
 def run_tool(argv: list[str], data: bytes, left: Any) -> tuple[int, str, str]:
     """Runs a program that is no runtime: `data` on its stdin; its status, its stdout, the last line of its stderr."""
-    env = {name: value for name, value in os.environ.items() if name not in VENDOR_KEYS}
     output = bytearray()
-    ended = _child.run(argv, stdin=data, env=env, cwd=None, left=left, on_bytes=output.extend)
+    ended = _child.run(argv, stdin=data, env=_key.environment(), cwd=None, left=left, on_bytes=output.extend)
     return ended.status, output.decode("utf-8", "replace"), _child.last_line(ended.tail)
