@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mllm_pipe.calling.span import Io
 from mllm_pipe.compact import fitted
 from mllm_pipe.envelope import Record, line_of
 from mllm_pipe.errors import WRITE_FAILED, Failure, Outcome, Usage
 from mllm_pipe.runtimes import load, worded
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import UNNAMED, text_of
-from mllm_pipe.turn import Turn, Wish, complaint, open_turn, take
+from mllm_pipe.turn import Turn, Wish, complaint, left_behind, open_turn, take
 
 Several = Callable[[Callable[[Any], Any], list[Any]], list[Any]]
 
@@ -89,15 +90,19 @@ def _answered(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome) -> tuple
 
 
 def preview(thread: Thread, wishes: list[Wish], show: Callable[[str], None]) -> Answered:
-    """Show what each of them would be sent, and send nothing."""
+    """Show what each of them would be sent, and what of the thread would be lost, and send nothing."""
     for wish in wishes:
         try:
             if thread.fault:
                 raise thread.fault
             turn = open_turn(thread, wish)
             if turn:
-                sent = load(wish.target["kind"]).preview(wish.target, worded(wish.target, turn.request)[0])
-                show(line_of({"thread": thread.id} | sent).decode())
+                asked, ignored = worded(wish.target, turn.request)
+                sent = load(wish.target["kind"]).preview(wish.target, asked)
+                losses = ignored + sent.pop("losses", [])
+                Io(wish.timeout_s, strict=wish.strict).lost(losses)
+                losses = left_behind(turn.messages, wish) + losses
+                show(line_of({"thread": thread.id} | sent | ({"losses": losses} if losses else {})).decode())
         except Failure as refusal:
             return Answered([], [(wish, refusal)], False)
     return Answered([], [], True)

@@ -27,7 +27,8 @@ def fitted(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome, made: list[
     limit = wish.window or _window_of(wish.target)
     if not limit or size + min(window.RESERVE, limit // 4) <= limit:
         return turn
-    about = f"it has about {size} tokens, and the window of {wish.target.get('model')} is {limit}"
+    whose = wish.target.get("model") or wish.target["runtime"]
+    about = f"it has about {size} tokens, and the window of {whose} is {limit}"
     if not wish.summarizer:
         raise Usage(f"{about}; send less with --last N, name a larger model with -m, or give the agent a summarizer")
     covered = window.to_cover(turn.messages, limit // 2)

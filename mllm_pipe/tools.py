@@ -68,6 +68,18 @@ def declared(records: list[Record]) -> list[Tool]:
     return next((record["tools"] for record in reversed(records) if record["type"] == "tools"), [])
 
 
+def choice(word: str, tools: list[Tool]) -> str | dict[str, str]:
+    """--tool-choice as runtimes know it: "auto", "none", "required" or {"name"}. Usage if there is no such tool."""
+    names = [tool["name"] for tool in tools]
+    if not names:
+        raise Usage(f"--tool-choice {word}: no tools are declared; say --tool FILE")
+    if word in names:
+        return {"name": word}
+    if word in ("auto", "none", "required"):
+        return word
+    raise Usage(f"--tool-choice {word}: no such tool; say auto, none, required or one of {', '.join(names)}")
+
+
 def record_of(thread: Thread, tools: list[Tool]) -> Record:
     """The record that declares tools in a thread, so that whoever answers next has them too."""
     return {"v": 1, "type": "tools", "thread": thread.id, "id": new_id(), "at": timestamp(), "tools": tools}

@@ -29,7 +29,7 @@ from mllm_pipe.thread import (
     unasked,
     view,
 )
-from mllm_pipe.window import condensed
+from mllm_pipe.window import condensed, newest
 
 CUT_SHORT = {
     "length": "the answer was cut off at the token limit; --max-tokens sets it",
@@ -67,6 +67,7 @@ class Wish:
         self.schema: dict[str, Any] | None = None
         self.options: dict[str, Any] = {}
         self.tools: list[dict[str, Any]] = []
+        self.tool_choice: str | None = None  # auto, none, required, or the name of a tool
         self.run_tool: Callable[[bytes], tuple[int, str, str]] | None = None
         self.max_turns = 10
         self.on_text: Callable[[str], None] | None = None
@@ -140,7 +141,7 @@ def form_of(schema: dict[str, Any]) -> str:
 def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) -> dict[str, Any]:
     """What is asked of the target, in the shape of mllm_pipe.runtimes. Usage if there is nothing to answer."""
     agent = wish.agent
-    request = view(messages[-wish.last :] if wish.last else messages, agent["name"])
+    request = view(newest(messages, wish.last) if wish.last else messages, agent["name"])
     asked = [turn for turn in request["turns"] if turn["role"] != "system"]
     if not asked or not asked[-1]["parts"]:
         raise Usage("nothing to answer: it asks nothing yet; give a PROMPT")
@@ -156,8 +157,18 @@ def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) 
     request["schema"] = wish.schema
     request |= {"form": form_of(wish.schema)} if wish.schema else {}
     request |= {"tools": tools} if tools else {}
+    if wish.tool_choice:
+        from mllm_pipe.tools import choice
+
+        request["tool_choice"] = choice(wish.tool_choice, tools)
     request |= {"options": wish.options} if wish.options else {}
     return request
+
+
+def left_behind(messages: list[Record], wish: Wish) -> list[dict[str, Any]]:
+    """The losses that the user asked for, with --last."""
+    dropped = len(messages) - len(newest(messages, wish.last)) if wish.last else 0
+    return [{"what": f"{dropped} older messages", "action": "dropped", "why": f"--last {wish.last}"}] * bool(dropped)
 
 
 def take(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome, made: list[Record]) -> CallFailed | None:
@@ -177,6 +188,7 @@ def take(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome, made: list[Re
         made += [*spans, results]
         messages = [*messages, answer, results]
         request = request_of(messages, wish, request.get("tools", []))
+        request.pop("tool_choice", None)  # what had to be called was called; else it would never come to an answer
     failure = CallFailed("turns", f"it still calls tools after {wish.max_turns} turns; --max-turns sets the limit",
                          billed="yes")  # fmt: skip
     made.append(complaint(failure, thread))
@@ -218,7 +230,6 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
          outcome: Outcome) -> tuple[Call, CallFailed | None]:  # fmt: skip
     """One call: it and why it gave no whole answer. What the journal could not keep is told of at once."""
     agent, target, tip = wish.agent, wish.target, messages[-1]["id"]
-    dropped = max(0, len(messages) - wish.last) if wish.last else 0
     about = {"thread": thread.id, "op": "dispatch", "slot": "response", "agent": agent["name"],
              "parent_run_id": thread.run, "input_id": tip}  # fmt: skip
     handed = next((message["id"] for message in reversed(messages) if message["role"] == "assistant"), tip)
@@ -228,8 +239,8 @@ def _ask(request: dict[str, Any], messages: list[Record], thread: Thread, wish: 
         about["route_id"] = wish.route_id
     if agent["system"]:
         about["system"] = agent["system"]
-    if dropped:
-        about["losses"] = [{"what": f"{dropped} older messages", "action": "dropped", "why": f"--last {wish.last}"}]
+    if dropped := left_behind(messages, wish):
+        about["losses"] = dropped
 
     def make(result: dict[str, Any], span: Record) -> list[Record]:
         author = {"agent": agent["name"], "runtime": span["runtime"], "model": span["model"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -62,11 +63,20 @@ def _stands_for(message: Record) -> list[str]:
     return covers
 
 
-def staying(messages: list[Record]) -> set[str]:
-    """The ids of what no summary may swallow: system text, messages with meta.pinned, and with a call that is pinned
-    its results, with a result its call."""
-    kept = {message["id"] for message in messages
-            if message["role"] == "system" or message.get("meta", {}).get("pinned")}  # fmt: skip
+def newest(messages: list[Record], count: int) -> list[Record]:
+    """The last `count` messages, and of those before them what stays: see `staying`."""
+    stays = staying(messages, {message["id"] for message in messages[-count:]})
+    return [message for message in messages if message["id"] in stays]
+
+
+def staying(messages: list[Record], those: Collection[str] = ()) -> set[str]:
+    """The ids of what is neither swallowed by a summary nor left out: system text, messages with meta.pinned, `those`,
+    and with a call of them its results, with a result its call."""
+    kept = {
+        message["id"]
+        for message in messages
+        if message["role"] == "system" or message.get("meta", {}).get("pinned") or message["id"] in those
+    }
     makers: dict[str, str] = {}
     together: dict[str, set[str]] = {}
     for message in messages:

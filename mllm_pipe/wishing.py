@@ -98,6 +98,7 @@ class Wishes:
         wish.window, wish.max_turns = flags["window"], flags["max_turns"]
         wish.summarizer = slot(agent, target, "summarizer")
         wish.schema, wish.tools, wish.options, wish.run_tool = self.same
+        wish.tool_choice = flags["tool_choice"]
         for one in (target, *self.patience.fallbacks) if wish.options else ():
             check_options(one, wish.options)
         return wish

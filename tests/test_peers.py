@@ -204,7 +204,8 @@ def fault(record: dict[str, Any]) -> str:
         return "it ended at once"
     if record["type"] == "error" and record["code"] == "server" and "does not match the expected" in record["message"]:
         return "it gave up on its own output"
-    if record["type"] == "span" and record["status"] == "ok" and "input_tokens" not in record["usage"]:
+    asked = record["type"] == "span" and record.get("op") != "tool"
+    if asked and record["status"] == "ok" and "input_tokens" not in record["usage"]:
         return "it left out message_start"  # so it does when the first token is half a character
     return ""
 
@@ -319,6 +320,17 @@ def test_a_forced_tool_is_called_with_arguments_that_hold_to_its_schema(peer, mo
         assert call["name"] == "weather" and "arguments_raw" not in call
         jsonschema.validate(call["arguments"], WEATHER["parameters"])
     assert "".join(io.heard) == text(result["parts"])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_tool_is_forced_from_the_shell_and_a_program_answers_it(run, work, dialect):
+    (work / "tool.json").write_text(json.dumps(WEATHER))
+    ran = run(f"dispatch -q --new {to(dialect)} --tool tool.json --tool-choice required --run-tools 'exec:echo dry' "
+              "--max-turns 1 'Will it rain?'; test $? = 4")  # fmt: skip
+    called = [part for part in answer(ran)["content"] if part["type"] == "tool_call"]
+    told = [part for record in of_kind(ran, "message") if record["role"] == "tool" for part in record["content"]]
+    assert ran.status == 0 and called and [call["name"] for call in called] == ["weather"] * len(called)
+    assert [(part["call_id"], part["content"]) for part in told] == [(call["id"], "dry") for call in called]
 
 
 @pytest.mark.parametrize("taker", DIALECTS)

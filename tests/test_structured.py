@@ -144,6 +144,14 @@ def test_calls_without_end_stop_at_the_limit(sh, work, home):
     assert ran.err.endswith("replay: it still calls tools after 3 turns; --max-turns sets the limit\n")
 
 
+def test_a_call_is_forced_once_and_then_there_is_an_answer(sh, work, home):
+    tape(work, CALL, text("It is 5 and 2."))
+    (work / "add.json").write_text('{"name":"add","parameters":{"type":"object"}}')
+    ran = sh("dispatch -q --to replay:tape --tool add.json --tool-choice required --run-tools 'exec:echo 5' --new q")
+    losses = [[loss["what"] for loss in record.get("losses", [])] for record in ran.records if record.get("op") == "dispatch"]
+    assert (ran.status, losses) == (0, [["tool add", "tool_choice"], ["tool add"]])
+
+
 def test_whoever_comes_next_may_answer_the_calls(sh, work):
     """A filter of the user's adds the result; the next dispatch goes on, and has the tools too."""
     tape(work, CALL)
@@ -185,6 +193,22 @@ def test_last_sends_less_and_says_so(sh, work):
     assert ran.records[5]["losses"] == [{"what": "2 older messages", "action": "dropped", "why": "--last 1"}]
 
 
+def test_last_keeps_system_text_pins_and_the_calls_of_its_results(sh, work):
+    """What a summary may not swallow is not left out either."""
+    call = {"type": "tool_call", "id": "c1", "name": "add", "arguments": {}}
+    turns = [("system", "Be brief."), ("user", "one"), ("assistant", "two"), ("user", "pinned"), ("user", "three"),
+             ("assistant", [call]), ("tool", [{"type": "tool_result", "call_id": "c1", "content": "5"}])]  # fmt: skip
+    records = [{"v": 1, "type": "message", "thread": "t", "id": f"m{n}", "role": role, "content": content}
+               for n, (role, content) in enumerate(turns)]  # fmt: skip
+    records[3]["meta"] = {"pinned": True}
+    (work / "t").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    shown = "jq -c '.body.instructions, (.body.input[] | .content[0].text? // .name // .output), .losses[].what'"
+    ran = sh(f"dispatch --dry-run --to openai/m --last 1 < t | {shown}", OPENAI_API_KEY="k")
+    assert ran.records == ["Be brief.", "pinned", "add", "5", "3 older messages"]
+    ran = sh(f"dispatch --dry-run --to openai/m --last 2 more < t | {shown}", OPENAI_API_KEY="k")
+    assert ran.records == ["Be brief.", "pinned", "add", "5", "more", "3 older messages"]
+
+
 def test_an_attachment_goes_with_the_prompt(sh, work):
     (work / "a.txt").write_text("hello")
     ran = sh("dispatch --to exec:cat --new 'look at this' -a a.txt -a https://example.com/b.png | cat")
@@ -216,7 +240,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out(sh, work, home):
     long_thread(work)
     ran = sh("dispatch --to exec:cat --window 1000 < t")
     assert (ran.status, calls(home)) == (2, 0)
-    assert "and the window of None is 1000; send less with --last N" in ran.err
+    assert "and the window of exec is 1000; send less with --last N" in ran.err
     assert sh("dispatch --to exec:cat --window 1000 --last 2 < t >/dev/null").status == 0
     assert sh("dispatch --to exec:cat --window 100000 < t >/dev/null").status == 0
 

@@ -42,17 +42,19 @@ from mllm_pipe.wishing import Wishes
 @click.option("--schema", metavar="SCHEMA", help="Answer in JSON of this schema: FILE, JSON, or 'name, age int'.")
 @click.option("--tool", "tools", multiple=True, type=click.Path(), metavar="FILE",
               help="Tools that the answer may call.")
+@click.option("--tool-choice", metavar="WORD", help="auto, none, required, or the tool that must be called.")
 @click.option("--run-tools", metavar="exec:CMD", help="Answer the calls with this program, and ask again.")
 @click.option("--max-turns", type=click.IntRange(1), default=10, metavar="N",
               help="Most calls of the runtime with --run-tools (default 10).")
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Send the last N messages only; caches are lost.")
+@click.option("--last", type=click.IntRange(1), metavar="N",
+              help="Send the last N messages, system text and pins only.")
 @click.option("--window", type=click.IntRange(1), metavar="TOKENS", help="The model's window, where it is unknown.")
 @click.option("--strict", is_flag=True, help="Refuse to send what would lose anything of the thread.")
 @click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
 @click.option("--skip-answered", is_flag=True, help="Copy threads that are answered: how a batch is run again.")
 @click.option("--text", is_flag=True, help="Print the answer alone; what a terminal gets anyway.")
 @click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
-@click.option("--dry-run", is_flag=True, help="Print what would be sent, keys masked; send nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, and lost; send nothing.")
 @cli.runtime_options
 @cli.stream_options
 def command(prompt: str | None, jobs: int, unordered: bool, new: bool, text: bool, form: str | None, dry_run: bool,

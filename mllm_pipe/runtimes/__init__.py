@@ -19,7 +19,7 @@ file and its events. Further names that a module may define:
     def usable(target) -> str   "" when the runtime could be called here, else why not; sends nothing
     def preview(target, request) -> dict
                                 what `call` would send, keys masked: {"url", "headers", "body"} of an API,
-                                {"argv", "env", "stdin"} of a program
+                                {"argv", "env", "stdin"} of a program; and the "losses", if it can have any
 
 `target` (who is asked; made by mllm_pipe.agents):
     {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
@@ -31,6 +31,8 @@ file and its events. Further names that a module may define:
 
 `request` (what is asked; made by mllm_pipe.thread.view; never changed by a runtime):
     {"system": str | None, "turns": [turn, ...], "schema": JSON Schema | None,
+     "tools": [{"name", "description", "parameters"}], "options": {name: value}, where there are any,
+     "tool_choice": "auto" | "none" | "required" | {"name"}, where the user says so,
      "form": what tells of the schema in words, where nothing else in the request does; see `worded`}
     turn = {"role": "user" | "assistant" | "system", "parts": [part, ...], "ids": [message ids],
             "origin": the message's origin | None}
@@ -94,6 +96,7 @@ def worded(target: Mapping[str, Any], request: dict[str, Any]) -> tuple[dict[str
     lost = [] if options else [f"option {name}" for name in request.get("options", {})]
     told = options or target.get("protocol") == "ndjson"
     lost += [] if told else [f"tool {tool['name']}" for tool in request.get("tools", [])]
+    lost += ["tool_choice"] * bool(request.get("tool_choice") and not options)
     lost += ["max_tokens"] * bool(target.get("max_tokens") and not getattr(runtime, "TAKES_MAX_TOKENS", False))
     losses += [{"what": what, "action": "dropped", "why": f"{target['runtime']} takes none"} for what in lost]
     promised = getattr(runtime, "TAKES_SCHEMA", False) and (target.get("profile") or {}).get("schema", True)

@@ -61,13 +61,16 @@ def headers_of(target: Mapping[str, Any], headers: Mapping[str, str], value: str
     return {**headers, **mine}, [secret for secret in (value, *mine.values()) if len(secret) >= 8 or secret == value]
 
 
-def shown(address: tuple[str, Mapping[str, str], Iterable[str]], body: dict[str, Any]) -> dict[str, Any]:
-    """{"url", "headers", "body"} of a request to an address (url, headers, secrets), without any secret."""
+def shown(
+    address: tuple[str, Mapping[str, str], Iterable[str]], rendered: tuple[dict[str, Any], list[dict[str, Any]], str]
+) -> dict[str, Any]:
+    """{"url", "headers", "body", "losses"} of a request (body, losses, prefix) to an address (url, headers, secrets),
+    without any secret."""
     url, headers, secrets = address
     masked = dict(headers)
     for secret in filter(None, secrets):
         masked = {name: value.replace(secret, "***") for name, value in masked.items()}
-    return {"url": keys.without_secrets(url), "headers": masked, "body": body}
+    return {"url": keys.without_secrets(url), "headers": masked, "body": rendered[0], "losses": rendered[1]}
 
 
 def with_options(

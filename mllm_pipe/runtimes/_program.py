@@ -47,7 +47,8 @@ def distinct(turns: Sequence[Turn]) -> tuple[list[Turn], list[Loss]]:
                         number += 1
                     seen[ident], now[ident] = number, f"{ident}-{number}"
                     part = {**part, "id": now[ident]}
-                    _turns.loss(losses, turn, "id of tool_call", "renamed", f"{part['id']}: an earlier call has it")
+                    why = f"{now[ident]}: an earlier call has it"
+                    _turns.loss(losses, turn, f"id of tool_call {ident}", "renamed", why)
                 seen[part["id"]] = 1
             elif part["type"] == "tool_result" and part["call_id"] in now:
                 part = {**part, "call_id": now[part["call_id"]]}

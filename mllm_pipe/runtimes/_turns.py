@@ -130,6 +130,9 @@ def tools(asked: Json, rule: Json, losses: list[Json]) -> list[Json]:
 # -- the turns --------------------------------------------------------------------------------------------------------
 
 
+_IN_RESULTS = ("text", "refusal", "data", "file")
+
+
 def plain(content: Any) -> tuple[str, list[Json]]:
     """The text of a tool's result, and its files."""
     if isinstance(content, str):
@@ -150,6 +153,7 @@ def settle(turns: list[Json], rule: Json) -> tuple[list[Json], list[Json]]:
     """
     losses: list[Json] = []
     found = _pair(turns, losses)
+    carried = {id(result) for results in found.values() for result in results.values()}
     out: list[Json] = []
     seen: set[str] = set()
     fuse = False  # the last turn holds the results of the turn before it, and takes what the user says to them
@@ -180,7 +184,7 @@ def settle(turns: list[Json], rule: Json) -> tuple[list[Json], list[Json]]:
             parts = _user(turn, rule, losses)
             if fuse:
                 out[-1] = out[-1] | {"parts": out[-1]["parts"] + parts}
-            else:
+            elif parts or not carried.intersection(map(id, turn["parts"])):
                 if not parts:
                     parts = [{"type": "text", "text": NO_USER_TEXT}]
                     loss(losses, turn, "text", "synthesised", "an empty turn is refused")
@@ -249,6 +253,10 @@ def _results(
         if result is None:
             loss(losses, turn, f"result of tool_call {call['id']}", "synthesised", "every call wants a result")
             result = {"type": "tool_result", "content": NO_RESULT, "is_error": True}
+        for part in result["content"] if isinstance(result["content"], list) else ():
+            if part["type"] not in _IN_RESULTS:
+                what = f"{part['type']} of tool_result {call['id']}"
+                loss(losses, turn, what, "dropped", "only text and files can stand in a result")
         text, files = plain(result["content"])
         if files and not rule["result_files"]:
             for file in files:

@@ -46,8 +46,8 @@ def usable(target: Json) -> str:
 
 
 def preview(target: Json, request: Json) -> Json:
-    """What `call` would send: {"url", "headers", "body"}, keys masked."""
-    return _endpoint.shown(_address(target), _rendered(target, request)[0])
+    """What `call` would send: {"url", "headers", "body", "losses"}, keys masked."""
+    return _endpoint.shown(_address(target), _rendered(target, request))
 
 
 def _base(target: Json) -> str:

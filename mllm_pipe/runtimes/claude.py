@@ -142,6 +142,7 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         "env": {name: value for name, value in (env | secret).items() if name.startswith(("ANTHROPIC_", "CLAUDE_"))},
         "files": {"system": request["system"] or "", "session": made["history"].decode()},
         "stdin": made["stdin"].decode(),
+        "losses": made["losses"],
     }
 
 

@@ -68,7 +68,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: _item(part, "user"))
     turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)
-    turns = [_text_last(turn, bent) if turn["role"] == "user" else turn for turn in turns]
+    turns = [_text_last(_failures_told(turn, bent), bent) if turn["role"] == "user" else turn for turn in turns]
     turns = _system_before(turns, bent)
     items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
     newest = items[-1]["content"][0]["text"]
@@ -76,6 +76,18 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         said = f"the newest text has {len(newest)} characters, it takes {LONGEST_PROMPT}; attach it as a file"
         raise CallFailed("too_large", said, billed="no")
     return {"items": items[:-1], "stdin": newest, "losses": [*unplaced, *renamed, *bent, *dropped]}
+
+
+def _failures_told(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:
+    """A user turn whose results say in their text that a tool failed: there is no other place for it."""
+
+    def told(part: dict[str, Any]) -> dict[str, Any]:
+        if not part.get("is_error"):
+            return part
+        _turns.error_as_text(losses, turn, part)
+        return {**part, "content": orjson.dumps({"error": part["content"]}).decode()}
+
+    return {**turn, "parts": [told(part) for part in turn["parts"]]}
 
 
 def _text_last(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:
@@ -263,6 +275,7 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         "files": {"system": request["system"] or NO_SYSTEM, "schema": request["schema"],
                   "rollout": rollout(made["items"], ident).decode() if ident else ""},
         "stdin": made["stdin"],
+        "losses": made["losses"],
     }  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def preview(target: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
         from mllm_pipe.runtimes import _records
 
         return {"argv": target["argv"], "env": passed, "stdin": _records.told(view).decode()}
-    return {"argv": target["argv"], "env": passed, "stdin": request(view)[0]}
+    stdin, losses = request(view)
+    return {"argv": target["argv"], "env": passed, "stdin": stdin, "losses": losses}
 
 
 def _passed(target: dict[str, Any]) -> list[str]:

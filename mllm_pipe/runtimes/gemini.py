@@ -182,6 +182,7 @@ def preview(target: Json, request: Json) -> Json:
         "files": {"system": made["system"], "session": made["history"].decode(),
                   "settings": settings(target, _auth(key), request["schema"], "DIRECTORY/log")},
         "stdin": "/COMMAND",
+        "losses": made["losses"],
     }  # fmt: skip
 
 

@@ -190,6 +190,7 @@ def preview(target: Json, request: Json) -> Json:
         "files": {"system": request["system"] or NO_SYSTEM, "plugin": _opencode_reply.PLUGIN.decode(),
                   "import": document(made, target.get("cwd") or "DIRECTORY/cwd") if made["messages"] else ""},
         "stdin": made["stdin"],
+        "losses": made["losses"],
     }  # fmt: skip
 
 
