@@ -211,8 +211,12 @@ _PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "frequency_penalty": ("generationConfig", "frequencyPenalty"),
         "effort": ("generationConfig", "thinkingConfig", "thinkingLevel"), "service_tier": ("serviceTier",),
     },
+    # Of the agent programs, by what they call it themselves; gemini has what its API has within generationConfig.
+    "claude": {"effort": ("effort",)},
+    "codex": {"effort": ("model_reasoning_effort",), "verbosity": ("model_verbosity",)},
 }  # fmt: skip
-_LEVELS = {"anthropic": EFFORTS[2:], "google": EFFORTS[1:6]}
+_PLACES["gemini"] = {name: place for name, place in _PLACES["google"].items() if place[0] == "generationConfig"}
+_LEVELS = {"anthropic": EFFORTS[2:], "claude": EFFORTS[2:], "google": EFFORTS[1:6], "gemini": EFFORTS[1:6]}
 _TIERS = {  # the words that an API has for a tier; those of the others are passed on
     "anthropic": {"auto": "auto", "standard_only": "standard_only", "standard": "standard_only",
                   "default": "standard_only"},
@@ -230,11 +234,16 @@ def value(text: str) -> Any:
         return text
 
 
+def takes(api: str, name: str) -> bool:
+    """True if an API, or an agent program, has an option."""
+    return name in _PLACES.get(api, {})
+
+
 def fit(options: Json, api: str, row: Row | None) -> tuple[Json, list[Json]]:
     """(fields of the request, losses): the user's options as an API and a model take them.
 
     options: {name: value} under the names of OPTIONS; a value of null leaves the option out. For openai-chat other
-    names are passed on as they are. api: "anthropic", "openai", "openai-chat", "google". row: of `find`; what a model
+    names are passed on as they are. api: a key of _PLACES. row: of `find`; what a model
     refuses by it is dropped, or downgraded to the nearest that it takes, and listed {"what", "action", "why"}; what it
     does not say is sent. Usage for an option that is unknown, or a value that is none.
     """
@@ -345,12 +354,13 @@ def _by_budget(row: Row | None) -> bool:
 
 
 def _put_effort(fields: Json, api: str, row: Row | None, level: str | None) -> None:
+    place = _PLACES[api]["effort"]
     if api == "anthropic" and level == "none":
         _put(fields, ("thinking", "type"), "disabled")
-    elif api == "google" and _by_budget(row):
-        _put(fields, ("generationConfig", "thinkingConfig", "thinkingBudget"), _BUDGETS[str(level)])
+    elif place[-1] == "thinkingLevel" and _by_budget(row):
+        _put(fields, (*place[:-1], "thinkingBudget"), _BUDGETS[str(level)])
     else:
-        _put(fields, _PLACES[api]["effort"], str(level).upper() if api == "google" else level)
+        _put(fields, place, str(level).upper() if place[-1] == "thinkingLevel" else level)
 
 
 def _put(fields: Json, place: tuple[str, ...], given: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +19,7 @@ from mllm_pipe import window
 from mllm_pipe.errors import CallFailed
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PDF = {"type": "file", "media_type": "application/pdf", "data": "JVBERi0xLjQKJSVFT0YK", "name": "d.pdf"}
 KEYS = {
     "claude": "ANTHROPIC_API_KEY",
     "codex": "OPENAI_API_KEY",
@@ -50,6 +51,18 @@ class Io:
         if left <= 0:
             raise CallFailed("timeout", "late")
         return left
+
+
+class Brief(Io):
+    """Its deadline is there as soon as `come()`: however slow the machine is, what is to come has come."""
+
+    def __init__(self, come: Callable[[], Any]) -> None:
+        super().__init__()
+        self.come = come
+
+    def left(self) -> float:
+        self.end = 0.0 if self.come() else self.end
+        return min(super().left(), 0.1)
 
 
 class Program:
@@ -233,6 +246,14 @@ TEN_SENT = [
     ["user", "text", "-x"],
     ["assistant", "text", "Neither."],
 ]
+
+
+def places_of(text: str, value: Any, place: tuple[Any, ...] = ()) -> list[list[Any]]:
+    """Where the text stands within a JSON value, each as a path to it."""
+    if isinstance(value, str):
+        return [list(place)] if text in value else []
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, one in inner for found in places_of(text, one, (*place, key))]
 
 
 def carrying(mark: str) -> list[int]:

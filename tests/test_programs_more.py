@@ -21,15 +21,17 @@ from programs import (
     KEYS,
     MODELS,
     ODD_PROMPTS,
+    PDF,
     PNG,
     TEN_SENT,
     TEN_TURNS,
-    Io,
+    Brief,
     Program,
     answered,
     called,
     carrying,
     files,
+    places_of,
     told_to,
     turn,
     user,
@@ -131,6 +133,13 @@ def test_a_turn_of_several_texts_and_a_picture_arrives_whole(program: Program) -
     assert result["losses"] == []
 
 
+def test_a_pdf_arrives(program: Program) -> None:
+    program.ask(user(PDF, "one"), turn("assistant", "a"), user("two"))
+    (place,) = places_of(PDF["data"], program.calls()[-1]["body"])
+    assert place == {"gemini": ["contents", 0, "parts", 0, "inlineData", "data"],
+                     "opencode": ["messages", 1, "content", 0, "file", "file_data"]}[program.name]  # fmt: skip
+
+
 def test_system_text_after_the_question_arrives_after_it(program: Program) -> None:
     program.ask(user("one"), turn("assistant", "1"), user("two"), turn("system", "Be brief."))
     assert program.sent()[1:] == [
@@ -212,6 +221,18 @@ def test_a_schema_and_a_limit_are_the_vendors_own(program: Program) -> None:
     assert program.sent() == [["system", "text", "You are a helpful assistant."], ["user", "text", "a"]]
 
 
+@only_gemini
+def test_options_are_the_vendors_own(program: Program) -> None:
+    options = {"effort": "low", "temperature": 0.5, "top_p": 0.25, "top_k": 7, "seed": 3, "stop": ["X"], "verbosity": "low"}
+    result = program.ask(user("a"), options=options)
+    config = program.calls()[-1]["body"]["generationConfig"]
+    sent = {"temperature": 0.5, "topP": 0.25, "topK": 7, "seed": 3, "stopSequences": ["X"]}
+    assert ({name: config[name] for name in sent}, config["thinkingConfig"]["thinkingBudget"]) == (sent, 1024)
+    assert [loss["what"] for loss in result["losses"]] == ["verbosity"]
+    program.ask(user("a"), options={"effort": "max"}, model="gemini-3.8-flash")
+    assert program.calls()[-1]["body"]["generationConfig"]["thinkingConfig"]["thinkingLevel"] == "XHIGH"
+
+
 @only_opencode
 def test_a_limit_is_sent_and_a_model_needs_its_provider(program: Program) -> None:
     program.ask(user("a"), max_tokens=77, system=None)
@@ -267,17 +288,10 @@ def test_a_refused_connection_is_known(program: Program) -> None:
 
 @pytest.mark.parametrize("scenario", ["hang", "stall"])
 def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> None:
-    class Brief(Io):
-        """Its deadline is there when all has come that will come."""
-
-        def left(self) -> float:
-            come = self.pieces if scenario == "stall" else program.calls()
-            self.end = 0.0 if come else self.end
-            return min(super().left(), 0.1)
-
+    io = Brief(lambda: io.pieces if scenario == "stall" else program.calls())
     request = {"system": None, "turns": [user("hi")], "schema": None}
     with pytest.raises(CallFailed) as caught:
-        program.module.call(program.target(scenario), request, Brief())
+        program.module.call(program.target(scenario), request, io)
     assert (caught.value.code, caught.value.billed) == ("timeout", "unknown")
     assert len(program.calls()) == 1
     if scenario == "stall":

@@ -318,6 +318,36 @@ def test_a_limit_below_what_the_api_takes_is_raised_and_listed_also_where_the_ca
         {"what": "max_tokens", "action": "downgraded", "why": "fewer than 16 are refused"}])  # fmt: skip
 
 
+@pytest.mark.parametrize("to, place, sent, lost", [
+    ("claude:claude-opus-4-8", '.argv[] | select(startswith("--effort"))', ["--effort=low"],
+     ["seed", "temperature", "verbosity"]),
+    ("codex:gpt-5.5", '.argv[] | select(test("effort|verbosity"))', ['model_reasoning_effort="low"', 'model_verbosity="high"'],
+     ["seed", "temperature"]),
+    ("gemini:m", ".files.settings.modelConfigs.customOverrides[].modelConfig.generateContentConfig",
+     [{"thinkingConfig": {"thinkingLevel": "LOW"}, "seed": 7, "temperature": 0.5}], ["verbosity"]),
+    ("opencode:p/m", ".argv[0]", ["opencode"],
+     ["option effort", "option seed", "option temperature", "option verbosity"]),
+])  # fmt: skip
+def test_options_reach_the_agent_programs_as_far_as_they_have_them(sh, to, place, sent, lost):
+    line = f"dispatch --dry-run --new --to {to} -o effort low -o seed 7 -o temperature 0.5 -o verbosity high q"
+    ran = sh(f"{line} | jq -c '({place}), [.losses[].what]'", OPENAI_API_KEY="k", ANTHROPIC_API_KEY="k", GEMINI_API_KEY="k")
+    assert (ran.status, ran.records, ran.err) == (0, [*sent, lost], "")
+
+
+def test_an_effort_that_a_program_lacks_is_the_nearest(sh):
+    ran = sh("dispatch --dry-run --new --to claude -o effort none q | jq -c '.argv[-1], .losses[0].why'", ANTHROPIC_API_KEY="k")
+    assert ran == (0, '"--effort=low"\n"the model has no none; low is the nearest"\n', "")
+    ran = sh("dispatch --new --to claude -o efort low q", ANTHROPIC_API_KEY="k")
+    assert (ran.status, ran.err) == (2, "dispatch: option efort: claude has no such option; did you mean effort?\n")
+
+
+@pytest.mark.parametrize("limit", ["--max-tokens 9", "-o max_tokens 9"])
+def test_a_limit_that_is_dropped_lowers_no_budget(sh, limit):
+    for to in ("codex:gpt-5", "exec:cat", "claude:claude-opus-4-8" if limit[1] == "o" else "codex"):
+        ran = sh(f"dispatch -q --to {to} {limit} --max-tokens-total 5000 --new q > /dev/null", OPENAI_API_KEY="k", ANTHROPIC_API_KEY="k")
+        assert ran.status == 4 and "budget" in ran.err
+
+
 @pytest.mark.parametrize("to", ["codex:gpt-5", "exec:cat", "echo"])
 def test_a_limit_that_a_runtime_does_not_hold_is_listed_and_counts_for_no_budget(sh, to):
     who = to.partition(":")[0]

@@ -107,7 +107,7 @@ def worst_case(target: dict[str, Any], request: dict[str, Any]) -> Worst:
     prompt = window.estimate(request)
     prompt += getattr(runtime, "OWN_TOKENS", {}).get(target["allow"], 0)
     options = request.get("options", {})
-    given = options.get("max_tokens")
+    given = options.get("max_tokens") if models.takes(getattr(runtime, "API", ""), "max_tokens") else None
     held = target["max_tokens"] if getattr(runtime, "TAKES_MAX_TOKENS", False) else None
     answer = given if isinstance(given, int) else held or models.output_limit(row) or LONGEST_ANSWER
     rates = prices.rates(row, prompt, options.get("service_tier"), datetime.now(UTC)) if row else None

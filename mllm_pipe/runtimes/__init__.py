@@ -8,7 +8,8 @@ and two pure translators that `call` stands on and tests look at: `request`/`rep
 file and its events. Further names that a module may define:
 
     STREAMS = True              it reports text as it comes, by io.text
-    TAKES_OPTIONS = True        it sends request["options"] and request["tools"]; of others they are listed as lost
+    TAKES_OPTIONS = True        it sends request["options"]; of others they are listed as lost
+    TAKES_TOOLS = True          it sends request["tools"] and request["tool_choice"]; of others they are listed as lost
     TAKES_SCHEMA = True         it asks for request["schema"] in a field of its own; to others it is told in words
     TAKES_MAX_TOKENS = True     it holds the answer to target["max_tokens"]; of others that is listed as lost
     API = "anthropic"           with TAKES_OPTIONS: the API by which mllm_pipe.models.fit knows its options
@@ -92,11 +93,12 @@ def worded(target: Mapping[str, Any], request: dict[str, Any]) -> tuple[dict[str
     option, a tool or a limit that the runtime takes no notice of is a loss.
     """
     runtime, losses = load(target["kind"]), list[dict[str, Any]]()
-    options = getattr(runtime, "TAKES_OPTIONS", False)
-    lost = [] if options else [f"option {name}" for name in request.get("options", {})]
-    told = options or target.get("protocol") == "ndjson"
+    tools = getattr(runtime, "TAKES_TOOLS", False)
+    told = tools or target.get("protocol") == "ndjson"
+    taken = getattr(runtime, "TAKES_OPTIONS", False)
+    lost = [] if taken else [f"option {name}" for name in request.get("options", {})]
     lost += [] if told else [f"tool {tool['name']}" for tool in request.get("tools", [])]
-    lost += ["tool_choice"] * bool(request.get("tool_choice") and not options)
+    lost += ["tool_choice"] * bool(request.get("tool_choice") and not tools)
     lost += ["max_tokens"] * bool(target.get("max_tokens") and not getattr(runtime, "TAKES_MAX_TOKENS", False))
     losses += [{"what": what, "action": "dropped", "why": f"{target['runtime']} takes none"} for what in lost]
     promised = getattr(runtime, "TAKES_SCHEMA", False) and (target.get("profile") or {}).get("schema", True)

@@ -57,6 +57,21 @@ def distinct(turns: Sequence[Turn]) -> tuple[list[Turn], list[Loss]]:
     return out, losses
 
 
+def options_of(
+    target: Mapping[str, Any], request: Mapping[str, Any], program: str
+) -> tuple[dict[str, Any], list[Loss]]:
+    """(settings, losses): the user's options by the program's own names, as mllm_pipe.models.fit has them for it.
+
+    Those of the request win over those of the target.
+    """
+    given = {**(target.get("options") or {}), **(request.get("options") or {})}
+    if not given:
+        return {}, []
+    from mllm_pipe import models
+
+    return models.fit(given, program, models.find(program, target.get("model")))
+
+
 def key_for(target: Mapping[str, Any], names: Sequence[str], io: Any = None) -> tuple[str, str] | None:
     """The name and value of the key to use (mllm_pipe.runtimes._key); one that comes from no variable is the first of
     `names`. None if there is none. CallFailed("auth") if key_env names a variable that is not set."""

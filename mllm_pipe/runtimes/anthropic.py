@@ -14,7 +14,7 @@ from mllm_pipe.runtimes import _endpoint, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
-TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
+TAKES_OPTIONS = TAKES_TOOLS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 API, DEFAULT_URL, VERSION = "anthropic", "https://api.anthropic.com", "2023-06-01"
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 MAX_TOKENS = 32000  # the API wants a number; no model on offer takes less as its limit, and it is no promise to use it

@@ -23,10 +23,11 @@ import orjson
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _turns
 from mllm_pipe.runtimes._claude_reply import SYNTHETIC, event_of, partial, reply, with_end, worth
-from mllm_pipe.runtimes._program import distinct, key_for, write, wrong_program
+from mllm_pipe.runtimes._program import distinct, key_for, options_of, write, wrong_program
 from mllm_pipe.sessions.claude import block, lines, rules
 
-STREAMS = TAKES_MAX_TOKENS = True
+STREAMS = TAKES_OPTIONS = TAKES_MAX_TOKENS = True
+API = "claude"
 OWN_TOKENS = {None: 400, "read": 2700, "write": 4100, "all": 9000}
 
 SESSION = "00000000-0000-4000-8000-000000000000.jsonl"  # must be named like a UUID
@@ -46,7 +47,8 @@ NOT_OURS = ("CLAUDE_CODE_SESSION", "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_SSE
 
 
 def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """The request as {"history": the session file, b"" for none, "stdin": bytes, "losses", "prefix", "endpoint"}. Pure.
+    """The request as {"history": the session file, b"" for none, "stdin": bytes, "options": what of the user's options
+    it takes, "losses", "prefix", "endpoint"}. Pure.
 
     The lines of a thread are a prefix of those of the same thread later on.
     """
@@ -63,7 +65,9 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     for message in messages:
         if message["content"][0]["type"] == "tool_result":
             message["content"].append({"type": "text", "text": ""})  # or the last text would gain a newline
-    made = {"losses": [*unplaced, *renamed, *bent, *dropped], "prefix": prefix, "endpoint": rule["endpoint"]}
+    options, unfit = options_of(target, request, API)
+    losses = [*unplaced, *renamed, *bent, *dropped, *unfit]
+    made = {"options": options, "losses": losses, "prefix": prefix, "endpoint": rule["endpoint"]}
     if messages[-1]["content"][0]["type"] == "tool_result":
         return {**made, "history": lines(messages), "stdin": b""}
     newest = {"role": "user", "content": [*messages[-1]["content"], {"type": "text", "text": ""}]}
@@ -80,8 +84,9 @@ def _messages(turn: dict[str, Any], keep: bool) -> list[dict[str, Any]]:
     return [{"role": turn["role"], "content": content, **named}] if content else []
 
 
-def arguments(target: dict[str, Any], bare: bool, system: str, resume: str) -> list[str]:
-    """The command line. system: the file of the system text, which may be empty. resume: the session file, or ""."""
+def arguments(target: dict[str, Any], bare: bool, system: str, resume: str, options: dict[str, Any]) -> list[str]:
+    """The command line. system: the file of the system text, which may be empty. resume: the session file, or "".
+    options: of `session`."""
     allow = target.get("allow")
     return [
         "claude", "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
@@ -91,6 +96,7 @@ def arguments(target: dict[str, Any], bare: bool, system: str, resume: str) -> l
         *(["--permission-mode=acceptEdits"] if allow in ("write", "all") else []),
         *([f"--allowedTools={','.join(ALL)}"] if allow == "all" else []),  # root may not turn permissions off
         *([f"--model={target['model']}"] if target.get("model") else []),
+        *([f"--effort={options['effort']}"] if options else []),
         *([f"--resume={resume}"] if resume else []),
     ]  # fmt: skip
 
@@ -138,7 +144,7 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     secret = {name: "***" for name in env if name.endswith(SECRET)}
     resume = f"DIRECTORY/{SESSION}" if made["history"] else ""
     return {
-        "argv": arguments(target, _bare(target, key), "DIRECTORY/system", resume),
+        "argv": arguments(target, _bare(target, key), "DIRECTORY/system", resume, made["options"]),
         "env": {name: value for name, value in (env | secret).items() if name.startswith(("ANTHROPIC_", "CLAUDE_"))},
         "files": {"system": request["system"] or "", "session": made["history"].decode()},
         "stdin": made["stdin"].decode(),
@@ -179,7 +185,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
         write(system, (request["system"] or "").encode())
         write(resume, made["history"])
         env = environment(target, key, state if key else "", not made["stdin"]) | {"TMPDIR": temporary}
-        argv = arguments(target, bare, system, resume if made["history"] else "")
+        argv = arguments(target, bare, system, resume if made["history"] else "", made["options"])
         secrets = [value for name, value in env.items() if name.endswith(SECRET) and value]
         try:
             ended = _child.run(

@@ -24,11 +24,12 @@ import orjson
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _faults, _files, _turns
-from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, write, wrong_program
+from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, uuid_of, write, wrong_program
 from mllm_pipe.sessions.codex import item as _item
 from mllm_pipe.sessions.codex import rollout
 
-STREAMS = TAKES_SCHEMA = True
+STREAMS = TAKES_OPTIONS = TAKES_SCHEMA = True
+API = "codex"
 OWN_TOKENS = {None: 900, "read": 2100, "write": 2100, "all": 2100}
 
 KEYS = ("OPENAI_API_KEY", "CODEX_API_KEY")
@@ -59,7 +60,7 @@ SANDBOX = {None: "read-only", "read": "read-only", "write": "workspace-write", "
 
 
 def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """The request as {"items": Responses API items of the history, "stdin": str, "losses": [...]}. Pure.
+    """The request as {"items": Responses API items of the history, "stdin": str, "options", "losses": [...]}. Pure.
 
     CallFailed("too_large") if the newest text is longer than codex takes.
     """
@@ -75,7 +76,9 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     if len(newest) > LONGEST_PROMPT:
         said = f"the newest text has {len(newest)} characters, it takes {LONGEST_PROMPT}; attach it as a file"
         raise CallFailed("too_large", said, billed="no")
-    return {"items": items[:-1], "stdin": newest, "losses": [*unplaced, *renamed, *bent, *dropped]}
+    options, unfit = options_of(target, request, API)
+    losses = [*unplaced, *renamed, *bent, *dropped, *unfit]
+    return {"items": items[:-1], "stdin": newest, "options": options, "losses": losses}
 
 
 def _failures_told(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:
@@ -127,11 +130,14 @@ def session_id(request: dict[str, Any]) -> str:
     return uuid_of(request["system"], request["turns"][0]["parts"])
 
 
-def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, system: str, schema: str) -> list[str]:
-    """The command line. fork: the id of the rollout, or "". system, schema: files, schema may be ""."""
+def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, system: str, schema: str,
+              options: dict[str, Any]) -> list[str]:  # fmt: skip
+    """The command line. fork: the id of the rollout, or "". system, schema: files, schema may be "". options: of
+    `session`."""
     allow = target.get("allow")
     settings = [*SETTINGS, *(() if allow else NO_TOOLS), f"sandbox_mode={_toml(SANDBOX[allow])}",
-                f"model_instructions_file={_toml(system)}"]  # fmt: skip
+                f"model_instructions_file={_toml(system)}",
+                *(f"{name}={_toml(value)}" for name, value in options.items())]  # fmt: skip
     if url := _base_url(target, key):
         # The built-in provider has its own retries, ignores OPENAI_BASE_URL and tries WebSockets first.
         provider = f'name="mllm",base_url={_toml(url)},wire_api="responses"'
@@ -270,7 +276,8 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     ident = session_id(request) if made["items"] else ""
     env = environment(key, "DIRECTORY/home")
     return {
-        "argv": arguments(target, key, ident, "DIRECTORY/system", "DIRECTORY/schema" if request["schema"] else ""),
+        "argv": arguments(target, key, ident, "DIRECTORY/system", "DIRECTORY/schema" if request["schema"] else "",
+                          made["options"]),
         "env": {n: "***" if n.endswith("_KEY") else v for n, v in env.items() if n.startswith(("OPENAI_", "CODEX_"))},
         "files": {"system": request["system"] or NO_SYSTEM, "schema": request["schema"],
                   "rollout": rollout(made["items"], ident).decode() if ident else ""},
@@ -305,7 +312,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
         write(schema, orjson.dumps(request["schema"]))
         write(os.path.join(home, "sessions/2026/01/01", f"rollout-2026-01-01T00-00-00-{ident}.jsonl"),
                rollout(made["items"], ident))  # fmt: skip
-        argv = arguments(target, key, ident, system, schema if request["schema"] else "")
+        argv = arguments(target, key, ident, system, schema if request["schema"] else "", made["options"])
         env = environment(key, home)
         secrets = [value for name, value in env.items() if name.endswith("_KEY") and value]
         with _login_in(home, shared=not _base_url(target, key)):

@@ -27,12 +27,13 @@ import orjson
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _gemini_reply, _turns
-from mllm_pipe.runtimes._program import distinct, key_for, login_at, write, wrong_program
+from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, write, wrong_program
 from mllm_pipe.runtimes.google import NO_SIGNATURE
 from mllm_pipe.sessions.gemini import HIDDEN, lines
 from mllm_pipe.sessions.gemini import part as kept_as
 
-STREAMS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
+STREAMS = TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
+API = "gemini"
 OWN_TOKENS = {None: 150, "read": 1600, "write": 3100, "all": 7300}
 
 Json = dict[str, Any]
@@ -55,10 +56,10 @@ WRITE = ["replace", "write_file"]
 
 
 def session(target: Json, request: Json) -> Json:
-    """The request as {"history": the session file, "system": its text, "losses", "prefix", "endpoint"}. Pure.
+    """The request as {"history": the session file, "system": its text, "options", "losses", "prefix", "endpoint"}.
 
-    The lines of a thread are a prefix of those of the same thread later on. CallFailed("too_large") if the program
-    would make no request for it.
+    Pure. The lines of a thread are a prefix of those of the same thread later on. CallFailed("too_large") if the
+    program would make no request for it.
     """
     rule = _turns.rules("gemini", _endpoint(target), ids=r"[!-~]{1,128}", names=r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}",
                         longest_name=128, objects=True, result_files=False, system="text")  # fmt: skip
@@ -71,8 +72,10 @@ def session(target: Json, request: Json) -> Json:
         said = f"the thread has {size} characters of text, it takes {LONGEST}; summarize it, or send fewer with --last"
         raise CallFailed("too_large", said, billed="no")
     system, changed = _system(request["system"])
-    return {"history": lines(rendered), "system": system, "losses": [*unplaced, *renamed, *bent, *dropped, *changed],
-            "prefix": prefix, "endpoint": rule["endpoint"]}  # fmt: skip
+    options, unfit = options_of(target, request, API)
+    losses = [*unplaced, *renamed, *bent, *dropped, *changed, *unfit]
+    return {"history": lines(rendered), "system": system, "options": options.get("generationConfig", {}),
+            "losses": losses, "prefix": prefix, "endpoint": rule["endpoint"]}  # fmt: skip
 
 
 def _records(turn: Json, _keep: bool) -> list[Json]:
@@ -103,11 +106,13 @@ def _system(text: str | None) -> tuple[str, list[Json]]:
     return broken, losses
 
 
-def settings(target: Json, auth: str, schema: Json | None, log: str) -> Json:
-    """The settings file. auth: how it logs in, "" if that is unknown. log: the path of the telemetry."""
+def settings(target: Json, auth: str, schema: Json | None, log: str, options: Json) -> Json:
+    """The settings file. auth: how it logs in, "" if that is unknown. log: the path of the telemetry. options: of
+    `session`."""
     allow = target.get("allow")
     tools = {None: [], "read": READ, "write": READ + WRITE}
     generation: Json = {"maxOutputTokens": target["max_tokens"]} if target.get("max_tokens") else {}
+    generation |= options
     if schema is not None:
         generation |= {"responseMimeType": "application/json", "responseJsonSchema": schema}
     override = {"match": {"overrideScope": "core"}, "modelConfig": {"generateContentConfig": generation}}
@@ -180,7 +185,7 @@ def preview(target: Json, request: Json) -> Json:
         "argv": arguments(target, "DIRECTORY/session.jsonl"),
         "env": {name: "***" if name.endswith(SECRET) else value for name, value in shown.items()},
         "files": {"system": made["system"], "session": made["history"].decode(),
-                  "settings": settings(target, _auth(key), request["schema"], "DIRECTORY/log")},
+                  "settings": settings(target, _auth(key), request["schema"], "DIRECTORY/log", made["options"])},
         "stdin": "/COMMAND",
         "losses": made["losses"],
     }  # fmt: skip
@@ -229,7 +234,7 @@ def call(target: Json, request: Json, io: Any) -> Json:
 def _furnish(place: str, target: Json, request: Json, made: Json, key: tuple[str, str] | None) -> None:
     """Puts into the directory of a call what the program finds there."""
     home = os.path.join(place, "home/.gemini")
-    chosen = settings(target, _auth(key), request["schema"], os.path.join(place, "log"))
+    chosen = settings(target, _auth(key), request["schema"], os.path.join(place, "log"), made["options"])
     for path, data in (
         (f"{home}/settings.json", orjson.dumps(chosen)),
         (f"{home}/commands/{os.path.basename(place)}.toml", b'prompt = ""\n'),

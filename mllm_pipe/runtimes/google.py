@@ -15,7 +15,7 @@ from mllm_pipe.runtimes import _endpoint, _files, _google_reply, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
-TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
+TAKES_OPTIONS = TAKES_TOOLS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 API, DEFAULT_URL = "google", "https://generativelanguage.googleapis.com"
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 # Gemini 3 refuses a call of the current turn without a signature; for calls that others made this is documented.

@@ -14,7 +14,7 @@ from mllm_pipe.runtimes import _endpoint, _faults, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
-TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
+TAKES_OPTIONS = TAKES_TOOLS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 API, DEFAULT_URL = "openai", "https://api.openai.com/v1"
 KEYS = ("OPENAI_API_KEY",)
 LEAST_TOKENS = 16  # 400 for fewer

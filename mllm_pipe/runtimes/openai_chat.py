@@ -27,7 +27,7 @@ from mllm_pipe.runtimes import _chat_reply, _endpoint, _files, _reply, _turns
 from mllm_pipe.runtimes._turns import Json
 
 STREAMS = True
-TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
+TAKES_OPTIONS = TAKES_TOOLS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 API, DEFAULT_URL, VENDOR_KEY = "openai-chat", "https://api.openai.com/v1", "OPENAI_API_KEY"
 
 
