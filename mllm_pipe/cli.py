@@ -184,7 +184,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--retry-after-cap", "retry_after_cap_s", type=click.FloatRange(0), default=60.0, callback=_number,
                      metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
         click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True), callback=_number,
-                     metavar="SECONDS", help="Limit until an API begins to answer."),
+                     metavar="SECONDS", help="Limit until it begins to answer."),
         click.option("--retry-unknown", is_flag=True, envvar="MLLM_RETRY_UNKNOWN",
                      help="Ask again also what may have been billed: silent and cut answers."),
         click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time, to each target."),

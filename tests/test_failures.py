@@ -65,6 +65,14 @@ def test_silence_is_unknown_and_goes_to_the_fallback_alone(sh, chat):
     assert ran.records[2]["author"]["runtime"] == "exec" and len(chat.calls()) == 1
 
 
+def test_a_program_that_is_silent_goes_to_the_fallback_and_one_that_has_begun_does_not(sh):
+    ran = sh("dispatch -q --to 'exec:sleep 60' --first-token 0.3 --fallback exec:cat --new q | cat")
+    assert (ran.status, ran.err) == (0, "")
+    assert attempts(ran) == [("exec", "unknown", "timeout"), ("exec", "ok", None)]
+    slow = "exec:sh -c 'echo begun; sleep 2.5; echo done'"
+    assert sh(f'dispatch -q --to "{slow}" --first-token 2 --new q --text') == (0, "begun\ndone\n", "")
+
+
 def test_fallbacks_are_asked_in_order_and_the_one_that_answered_is_named(sh, chat):
     ran = ask(sh, chat, "401", "--fallback exec:false", "--fallback echo", "--fallback exec:cat", prompt="hello")
     assert ran.status == 0

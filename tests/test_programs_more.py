@@ -299,6 +299,12 @@ def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> N
         assert caught.value.result["parts"] == [{"type": "text", "text": "half an ans"}]
 
 
+def test_until_it_begins_to_answer_there_is_a_limit_of_its_own(program: Program) -> None:
+    failed = program.failure(scenario="hang", first_byte_s=0.5)
+    assert (failed.code, failed.billed, str(failed)) == ("timeout", "unknown", "no answer within 0.5 s")
+    assert program.ask(user("hi"), scenario="slow", first_byte_s=30.0)["finish"] == "stop"
+
+
 def test_four_at_once(program: Program) -> None:
     def one(number: int) -> str:
         return str(program.ask(user(f"I am {number}"), scenario="echo", seconds=180)["parts"][-1]["text"])

@@ -15,6 +15,7 @@ import re
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -129,6 +130,26 @@ def run(
         for fd in ours:
             os.close(fd)
         _stop(child)
+
+
+def patient(target: Mapping[str, Any], left: Callable[[], float], begun: Callable[[], object]) -> Callable[[], float]:
+    """`left` for `run`, which is over too when a program has not begun to answer within target["first_byte_s"]."""
+    limit: float | None = target.get("first_byte_s")
+    if not limit:
+        return left
+    until, heard = time.monotonic() + limit, False
+
+    def shorter() -> float:
+        nonlocal heard
+        heard = heard or bool(begun())
+        if heard:
+            return left()
+        wait = until - time.monotonic()
+        if wait <= 0:
+            raise CallFailed("timeout", f"no answer within {limit:g} s")
+        return min(left(), wait)
+
+    return shorter
 
 
 def kill_all() -> None:

@@ -34,6 +34,11 @@ def over(events: Sequence[Json]) -> bool:
     return bool(events) and events[-1]["type"] == "result"
 
 
+def begun(events: Sequence[Json]) -> bool:
+    """True if the program has said more than what it was asked, which it says too."""
+    return any(event["type"] != "message" or event.get("role") == "assistant" for event in events)
+
+
 def piece(events: Sequence[Json], index: int) -> str:
     """What an event adds to the answer; what was said before and after a tool was used is a blank line apart."""
     if not _speaks(events[index]):

@@ -193,7 +193,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                 stdin=made["stdin"],
                 env=env,
                 cwd=target.get("cwd") or cwd,
-                left=io.left,
+                left=_child.patient(target, io.left, lambda: events),
                 on_bytes=_child.by_line(on_line),
             )
         except _child.Enough:

@@ -131,8 +131,9 @@ def _run(target: dict[str, Any], stdin: bytes, io: Any, on_bytes: Callable[[byte
     """Runs the program to its end. came: the result so far, which a failure carries if it says anything."""
     passed, name = _passed(target), target["argv"][0]
     env = _key.environment(passed) | {"MLLM_PARENT_RUN_ID": io.run}
+    left = _child.patient(target, io.left, lambda: came()["parts"])
     try:
-        ended = _child.run(target["argv"], stdin=stdin, env=env, cwd=None, left=io.left, on_bytes=on_bytes)
+        ended = _child.run(target["argv"], stdin=stdin, env=env, cwd=None, left=left, on_bytes=on_bytes)
     except CallFailed as failed:
         failed.result = failed.result or _partial(came())
         raise

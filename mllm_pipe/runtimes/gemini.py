@@ -216,7 +216,7 @@ def call(target: Json, request: Json, io: Any) -> Json:
                     stdin=b"/" + os.fsencode(os.path.basename(place)),
                     env=env,
                     cwd=target.get("cwd") or os.path.join(place, "cwd"),
-                    left=io.left,
+                    left=_child.patient(target, io.left, lambda: _gemini_reply.begun(events)),
                     on_bytes=_child.by_line(on_line),
                 )
             except CallFailed as failed:

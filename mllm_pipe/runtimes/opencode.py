@@ -232,7 +232,7 @@ def call(target: Json, request: Json, io: Any) -> Json:
                     stdin=made["stdin"].encode(),
                     env=env,
                     cwd=cwd,
-                    left=io.left,
+                    left=_child.patient(target, io.left, lambda: events),
                     on_bytes=_child.by_line(on_line),
                 )
             except _Hopeless:
