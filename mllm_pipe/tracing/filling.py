@@ -6,35 +6,56 @@ their part, and end: what is parallel about sqlite3 and orjson in Python is that
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sqlite3
 from collections import Counter
 from contextlib import suppress
-from typing import Any
+from math import nan
+from typing import TYPE_CHECKING, Any
 
 from orjson import JSONDecodeError, dumps, loads
 
 from mllm_pipe.envelope import Record
 from mllm_pipe.tracing import journalled, schema
-from mllm_pipe.tracing.ledger import picodollars
+from mllm_pipe.tracing.ledger import digits, picodollars
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 PART = 32 << 20  # bytes that are worth a process
 _PARTS = 4  # at most
-_BLOCK = 1 << 20
-_ROWS = 2000  # are written at once
-_CALL = "insert into call values (null" + ",?" * 22 + ")"
-_DIGITS = "%.3g".__mod__  # as ledger.rounded
+_BLOCK = 1 << 18  # larger ones are new memory each time, which costs more than to copy them
+_ROWS = 1000  # are written at once
+_NULL = nan  # SQLite takes it for a null, which sqlite3 binds ten times as slowly; JSON has none
+_CALL = "insert into call values (" + ",".join("?" * 20) + ")"
 _SUMS = "calls, unpriced, cost, " + ", ".join(USAGE)
 _ADDED = "on conflict do update set " + ", ".join(
     f"{name} = coalesce({name} + excluded.{name}, {name}, excluded.{name})" for name in _SUMS.split(", ")
 )
-_COLUMNS = (
-    "id, run, thread, kind, stage, started_at, duration_ms, first_token_ms, input_tokens, cache_read_tokens, "
-    "cache_write_tokens, output_tokens, reasoning_tokens, cost, cost_source, input_id, handed_id, outputs, attempts, "
-    "losses, offset, length"
-)
+_MANY = 200_000  # lines of pace are not worth counting together
+
+
+class _Stretch(io.RawIOBase):
+    """The bytes of a file from one offset to another. The place of its descriptor, which processes share, is not moved.
+    parent: where that process has ended, there are no more."""
+
+    def __init__(self, descriptor: int, offset: int, end: int, parent: int) -> None:
+        self.descriptor, self.offset, self.end, self.parent = descriptor, offset, end, parent
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        if self.parent and os.getppid() != self.parent:
+            return 0
+        block = os.pread(self.descriptor, min(len(view), self.end - self.offset), self.offset)
+        view[: len(block)] = block
+        self.offset += len(block)
+        return len(block)
 
 
 class Filling:
@@ -45,8 +66,7 @@ class Filling:
         self.kinds = {tuple(rest): n for n, *rest in db.execute("select * from kind")}
         self.known = len(self.kinds)
         self.pending = {ident: (offset, length) for ident, offset, length in db.execute("select * from pending")}
-        self.elsewhere: set[str] = set()  # calls that ended here, and began before the first line that was read
-        self.newest = db.execute("select coalesce(max(n), 0) from call").fetchone()[0]
+        self.elsewhere: set[bytes] = set()  # calls that ended here, and began before the first line that was read
         self.rows: list[tuple[Any, ...]] = []
         self.times: dict[int, tuple[list[float], list[float]]] = {}  # of each kind: durations, times to first tokens
         self.pace: dict[tuple[int, int], Counter[str]] = {}  # of each kind, and whether it is of first tokens
@@ -54,20 +74,21 @@ class Filling:
     def read(self, descriptor: int, offset: int, end: int, parent: int = 0) -> int:
         """Take the lines from one offset to another; the offset after the last whole one. parent: for which process
         this one works; it stops when that has ended."""
-        rest, outcome, intent = b"", journalled.OUTCOME, journalled.INTENT
-        while offset + len(rest) < end and (not parent or os.getppid() == parent):
-            start = offset + len(rest)
-            *lines, rest = (rest + os.pread(descriptor, min(_BLOCK, end - start), start)).split(b"\n")
-            for line in lines:
-                if line.startswith(outcome):
-                    self._outcome(line, offset)
-                elif line.startswith(intent):
-                    self.pending[line[29 : line.index(b'"', 29)].decode()] = offset, len(line)
-                offset += len(line) + 1
+        outcome, intent, begin = journalled.OUTCOME, journalled.INTENT, offset
+        for line in io.BufferedReader(_Stretch(descriptor, offset, end, parent), _BLOCK):
+            if not line.endswith(b"\n"):
+                break
+            if line.startswith(outcome):
+                self._outcome(line, offset)
+            elif line.startswith(intent):
+                self.pending[line[29 : line.find(b'"', 29)]] = offset, len(line) - 1
+            offset += len(line)
+        self._write()
+        self._total(begin)
         return offset
 
     def _outcome(self, line: bytes, offset: int) -> None:
-        ident = line[30 : line.index(b'"', 30)].decode()
+        ident = line[30 : line.find(b'"', 30)]
         if self.pending.pop(ident, None) is None:
             self.elsewhere.add(ident)
         # Its span is all that is needed: the answer that follows is not parsed. Such bytes cannot stand in a text,
@@ -86,32 +107,31 @@ class Filling:
 
     def _call(self, span: Record, line: bytes, offset: int) -> None:
         get = span.get
-        kind = (span["op"], get("slot"), get("agent"), get("runtime"), get("model"), get("group"), span["status"])
-        n = self.kinds.get(kind) or self._new_kind(kind)
-        cost, outputs, attempts, stage = get("cost_usd"), get("output_ids"), get("attempts"), get("stage")
-        duration, first, use = span["duration_ms"], get("first_token_ms"), (get("usage") or {}).get
+        stage, cost, first, outputs = get("stage"), get("cost_usd"), get("first_token_ms"), get("output_ids")
+        attempts, duration, used = get("attempts"), span["duration_ms"], (get("usage") or {}).get
+        kind = (span["op"], get("slot"), get("agent"), get("runtime"), get("model"), get("group"), span["status"],
+                stage if stage is None else str(stage), get("cost_source"))  # fmt: skip
+        n = self.kinds.get(kind)
+        if n is None:  # no two processes count from the same offset
+            n = self.kinds[kind] = offset
         self.rows.append((
-            span["id"], get("parent_run_id", "-"), span["thread"], n, None if stage is None else str(stage),
-            span["started_at"], duration, first, use("input_tokens"), use("cache_read_tokens"),
-            use("cache_write_tokens"), use("output_tokens"), use("reasoning_tokens"),
-            None if cost is None else picodollars(cost), get("cost_source"), get("input_id"), get("handed_id"),
-            f'["{outputs[0]}"]' if outputs and len(outputs) == 1 and outputs[0].replace("-", "").isalnum()
-            else dumps(outputs).decode() if outputs else None,
-            None if not attempts or len(attempts) == 1 and attempts[0]["status"] == "ok" else dumps(attempts).decode(),
-            len(get("losses", ())), offset, len(line),
+            offset, len(line) - 1, span["id"], get("parent_run_id", "-"), span["thread"], n, span["started_at"],
+            duration, _NULL if first is None else first, used("input_tokens", _NULL),
+            used("cache_read_tokens", _NULL), used("cache_write_tokens", _NULL), used("output_tokens", _NULL),
+            used("reasoning_tokens", _NULL),
+            _NULL if cost is None else picodollars(cost), get("input_id", _NULL), get("handed_id", _NULL),
+            dumps(outputs).decode() if outputs else _NULL,
+            _NULL if not attempts or len(attempts) == 1 and attempts[0]["status"] == "ok" else dumps(attempts).decode(),
+            len(get("losses", ())),
         ))  # fmt: skip
-        durations, firsts = self.times.get(n) or self.times.setdefault(n, ([], []))
-        durations.append(duration)
+        times = self.times.get(n) or self.times.setdefault(n, ([], []))
+        times[0].append(duration)
         if first is not None:
-            firsts.append(first)
+            times[1].append(first)
         if span["op"] == "judge":
             self._verdicts(span, line)
         if len(self.rows) >= _ROWS:
             self._write()
-
-    def _new_kind(self, kind: tuple[Any, ...]) -> int:
-        self.kinds[kind] = number = len(self.kinds) + 1
-        return number
 
     def _verdicts(self, span: Record, line: bytes) -> None:
         entry = journalled.entry_of(line)
@@ -131,54 +151,50 @@ class Filling:
         self.rows.clear()
         for n, both in self.times.items():
             for first, times in enumerate(both):
-                self.pace.setdefault((n, first), Counter()).update(map(_DIGITS, times))
+                self.pace.setdefault((n, first), Counter()).update(digits(times))
         self.times.clear()
 
-    def _total(self) -> None:
-        """Add the calls that were read since the last time to the sums by kind and day."""
-        self._write()
+    def _total(self, begin: int) -> None:
+        """Add the calls from this offset on to the sums by kind and day."""
         sums = ", ".join(f"sum({name})" for name in USAGE)
-        self.db.execute("insert into main.total select kind, substr(started_at, 1, 10), count(*), sum(cost is null), "
-                        f"coalesce(sum(cost), 0), {sums} from main.call where n > ? group by 1, 2 {_ADDED}",
-                        (self.newest,))  # fmt: skip
-        self.newest = self.db.execute("select coalesce(max(n), 0) from main.call").fetchone()[0]
+        self.db.execute("insert into total select kind, substr(started_at, 1, 10), count(*), sum(cost is null), "
+                        f"coalesce(sum(cost), 0), {sums} from call where offset >= ? group by 1, 2 {_ADDED}",
+                        (begin,))  # fmt: skip
 
     def join(self, part: str) -> None:
-        """Take what another process has made of the lines that follow."""
+        """Take what another process has made of the lines that follow: rows of like tables are copied as they are."""
         db = self.db
-        self._total()
         db.execute("attach ? as part", (part,))
-        named = {n: self.kinds.get(kind) or self._new_kind(kind) for n, *rest in db.execute("select * from part.kind")
-                 for kind in [tuple(rest)]}  # fmt: skip
-        db.execute("create temp table named (old integer primary key, kind integer)")
-        db.executemany("insert into named values (?,?)", named.items())
-        theirs = _COLUMNS.replace(" kind,", " named.kind,")
-        db.execute(f"insert into main.call ({_COLUMNS}) select {theirs} from part.call join named on old = call.kind "
-                   "order by call.n")  # fmt: skip
-        db.execute("insert into main.verdict select * from part.verdict")
-        db.execute(f"insert into main.total select named.kind, day, {_SUMS} from part.total "
-                   f"join named on old = total.kind where true {_ADDED}")  # fmt: skip
-        self.newest = db.execute("select coalesce(max(n), 0) from main.call").fetchone()[0]
-        for kind, first, value, calls in db.execute("select * from part.pace"):
-            self.pace.setdefault((named[kind], first), Counter())[_DIGITS(value)] += calls
+        for table in ("kind", "call", "verdict", "total", "pace"):
+            db.execute(f"insert into main.{table} select * from part.{table}")
         for (ident,) in db.execute("select id from part.elsewhere"):
             self.pending.pop(ident, None)
         self.pending |= {ident: (offset, length) for ident, offset, length in db.execute("select * from part.pending")}
-        db.execute("drop table named")
         db.execute("detach part")
 
     def store(self, end: int) -> None:
         """Write what was counted, and how far the journal was read."""
         db = self.db
-        db.executemany("insert into kind values (?,?,?,?,?,?,?,?)",
+        db.executemany("insert into kind values (" + ",".join("?" * 10) + ")",
                        [(n, *kind) for kind, n in list(self.kinds.items())[self.known:]])  # fmt: skip
-        self._total()
         db.execute("delete from pending")
         db.executemany("insert into pending values (?,?,?)", [(i, *place) for i, place in self.pending.items()])
-        db.executemany("insert into pace values (?,?,?,?) on conflict do update set calls = calls + excluded.calls",
+        db.executemany("insert into pace values (?,?,?,?)",
                        [(kind, first, float(value), n) for (kind, first), counted in self.pace.items()
                         for value, n in counted.items()])  # fmt: skip
         db.execute("update meta set offset = ?", (end,))
+        self._gather()
+
+    def _gather(self) -> None:
+        """Count equal lines of pace together when they have become twice as many as there were after the last time."""
+        db = self.db
+        (lines, before) = db.execute("select max(rowid), (select paced from meta) from pace").fetchone()
+        if (lines or 0) > 2 * before + _MANY:
+            db.execute("create temp table gathered as select kind, first, value, sum(calls) from pace group by 1, 2, 3")
+            db.execute("delete from pace")
+            db.execute("insert into pace select * from gathered")
+            db.execute("drop table gathered")
+            db.execute("update meta set paced = (select max(rowid) from pace)")
 
 
 def made(path: str) -> sqlite3.Connection:
@@ -239,8 +255,8 @@ def _started(part: str, descriptor: int, begin: int, end: int) -> int:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_DFL)
         db = made(part)
-        db.execute("create table elsewhere (id text)")
-        db.execute("insert into meta values (0, 0, 0, '', 0)")
+        db.execute("create table elsewhere (id blob)")
+        db.execute("insert into meta values (0, 0, 0, '', 0, 0)")
         db.execute("begin")
         filling = Filling(db)
         filling.store(filling.read(descriptor, begin, end, parent))

@@ -91,7 +91,7 @@ class Index:
 
     def _fill(self, place: str, same: tuple[int, int, int, str]) -> sqlite3.Connection:
         db = made(place)
-        db.execute("insert into meta values (?, ?, ?, ?, 0)", same)
+        db.execute("insert into meta values (?, ?, ?, ?, 0, 0)", same)
         fill(db, self.journal, place)
         db.executescript(schema.INDEXES + schema.VIEWS)
         return db
@@ -122,14 +122,14 @@ class Index:
         for run, entries in reversed(open_runs.items()):
             seen.add(run)
             yield run, [*self._entries(run), *entries]
-        asked = f"select run from call join kind on kind.n = call.kind{_sql(clauses)} order by call.n desc"
+        asked = f"select run from call join kind on kind.n = call.kind{_sql(clauses)} order by call.offset desc"
         for (run,) in self.db.execute(asked, values):
             if run not in seen:
                 seen.add(run)
                 yield run, list(self._entries(run))
 
     def _entries(self, run: str) -> Iterator[Record]:
-        found = self.db.execute("select offset, length from call where run = ? order by n", (run,)).fetchall()
+        found = self.db.execute("select offset, length from call where run = ? order by offset", (run,)).fetchall()
         return journalled.at(self.journal, found)
 
     def _pending(self) -> list[Record]:

@@ -88,6 +88,11 @@ def rounded(milliseconds: float) -> float:
     return float(f"{milliseconds:.3g}")
 
 
+def digits(milliseconds: list[float]) -> list[str]:
+    """Such durations, each as `rounded` but still as text: of equal ones one alone has to become a number."""
+    return ("%.3g " * len(milliseconds) % tuple(milliseconds)).split()
+
+
 def percentile(counts: Counter[float], share: int) -> float | None:
     """The smallest of the values counted that `share` percent of them do not exceed; None if there are none."""
     rank = ceil(counts.total() * share / 100)
