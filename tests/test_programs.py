@@ -5,6 +5,7 @@ They are looked for in $MLLM_TEST_PROGRAMS (a directory) and on PATH; what is no
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -431,6 +432,44 @@ def test_a_login_is_used_and_neither_moved_nor_copied(
         assert (home / ".codex/auth.json").read_text() == "renewed"
         (house / "tmp/auth.json").unlink()
     (home / (".claude/.credentials.json" if program.name == "claude" else ".codex/auth.json")).unlink()
+
+
+def test_a_subscription_of_codex_is_used_and_no_cut_answer_is_asked_for_again(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it logs in with ChatGPT: only where that is is told to it by a script, for it asks nobody else of itself."""
+    if not (real := shutil.which("codex")):
+        pytest.skip("codex is not on PATH, nor in $MLLM_TEST_PROGRAMS")
+    claims = {"exp": 4102444800, "https://api.openai.com/auth": {"chatgpt_account_id": "acc", "chatgpt_plan_type": "pro"}}
+    token = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+                     for part in ({"alg": "none"}, claims, "signed"))  # fmt: skip
+    tokens = {"id_token": token, "access_token": token, "refresh_token": "r", "account_id": "acc"}
+    login = json.dumps({"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": "2099-01-01T00:00:00Z"})
+    (house / "home/.codex/auth.json").write_text(login)
+    (house / "bin").mkdir()
+    script = house / "bin/codex"
+    script.touch(0o755)
+    monkeypatch.setenv("PATH", f"{house}/bin:{os.environ['PATH']}")
+    before = files(house)
+    with serve("responses") as server, serve("responses") as backend:
+        program = Program(codex, server)
+
+        def at(scenario: str) -> None:
+            settings = {"model_providers.mllm.base_url": server.url(scenario, "/v1"), "chatgpt_base_url": backend.url("ok")}
+            more = " ".join(f"-c '{name}=\"{value}\"'" for name, value in settings.items())
+            script.write_text(f'#!/bin/sh\nexec {real} "$@" -c features.enable_request_compression=false {more}\n')
+
+        at("ok")
+        program.ask(*TEN_TURNS, user("/foo @/etc/hostname $foo"), base_url=None)
+        headers = program.calls()[0]["headers"]
+        assert (headers["authorization"], headers["chatgpt-account-id"]) == ("***", "acc")
+        assert program.sent()[1:] == [*TEN_SENT, ["user", "text", "/foo @/etc/hostname $foo"]]
+        for scenario, code in (("cut", "cut"), ("429", "rate_limit")):
+            at(scenario)
+            assert program.failure(base_url=None).code == code
+            assert len(server.calls(scenario)) <= 2 and (scenario != "cut" or len(server.calls(scenario)) == 1)
+    assert files(house) == before
+    assert (house / "home/.codex/auth.json").read_text() == login
 
 
 def test_an_interrupted_call_leaves_nothing(program: Program, house: Path) -> None:

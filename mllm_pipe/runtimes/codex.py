@@ -138,13 +138,13 @@ def arguments(target: dict[str, Any], key: tuple[str, str] | None, fork: str, sy
     settings = [*SETTINGS, *(() if allow else NO_TOOLS), f"sandbox_mode={_toml(SANDBOX[allow])}",
                 f"model_instructions_file={_toml(system)}",
                 *(f"{name}={_toml(value)}" for name, value in options.items())]  # fmt: skip
-    if url := _base_url(target, key):
-        # The built-in provider has its own retries, ignores OPENAI_BASE_URL and tries WebSockets first.
-        provider = f'name="mllm",base_url={_toml(url)},wire_api="responses"'
-        provider += ',env_key="OPENAI_API_KEY"' if key else ""
-        # A cut stream would be asked for again, and paid twice.
-        settings += ['model_provider="mllm"',
-                     f"model_providers.mllm={{{provider},request_max_retries=1,stream_max_retries=0}}"]  # fmt: skip
+    # The built-in provider asks for a cut answer five times more, each of them paid, ignores OPENAI_BASE_URL and tries
+    # WebSockets first. One without a URL asks whom a login is for, and as OpenAI it asks as the built-in one does.
+    url = _base_url(target, key)
+    provider = f'name="mllm",base_url={_toml(url)}' if url else 'name="OpenAI",requires_openai_auth=true'
+    provider += ',env_key="OPENAI_API_KEY"' if key else ""
+    provider += ',wire_api="responses",request_max_retries=1,stream_max_retries=0'
+    settings += ['model_provider="mllm"', f"model_providers.mllm={{{provider}}}"]
     return [
         "codex", "exec", *(["fork", fork] if fork else []), "--json", "--ephemeral", "--skip-git-repo-check",
         "--ignore-user-config", "--ignore-rules",

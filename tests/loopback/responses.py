@@ -24,6 +24,8 @@ def text_of(item: dict[str, Any]) -> str:
 
 def answer(handler: Handler, path: str, body: dict[str, Any]) -> None:
     status = handler.error_status() if is_call(handler.command, path) else 404
+    if handler.headers.get("Upgrade") == "websocket":
+        status = 426  # it speaks plain HTTP
     if status:
         code = ERRORS.get(status, "server_error" if status >= 500 else "invalid_request_error")
         said = f"loopback says {status}" + ": The requested model does not exist." * (status == 404)
