@@ -11,6 +11,8 @@ import pytest
 from loopback import serve
 from loopback.play import Play
 
+from mllm_pipe.calling.gate import FAULTS, Gate, LeftAlone
+
 
 def last_words(text: str) -> str:
     return text.rsplit(" ", 1)[-1]
@@ -284,6 +286,20 @@ def test_a_key_that_is_refused_is_not_shown_to_the_server_a_thousand_times(sh, b
         ran = sh(f"dispatch -j 4 --to openai-chat:m --base-url {server.url} < in > out")
     assert ran.status == 77 and server.count < 20
     assert "left alone after 5 failures in a row, the last: " in ran.err
+
+
+def test_only_the_call_that_tries_a_target_again_ends_the_try():
+    gate = Gate()
+    entered = [gate.enter(True) for _ in range(FAULTS + 2)]
+    for moment in entered[:FAULTS]:
+        gate.leave(moment, "server", "broken")
+    tries = gate.enter(True)  # after a second
+    gate.leave(entered[FAULTS], "server", "late")  # asked before it was left alone
+    gate.turn_back(entered[FAULTS + 1])
+    with pytest.raises(LeftAlone, match="late"):
+        gate.enter(False)
+    gate.turn_back(tries)
+    assert gate.enter(False) > tries, "another may try at once"
 
 
 # -- a person looks on

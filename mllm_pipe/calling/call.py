@@ -135,7 +135,7 @@ def _tried(
             try:
                 _intend(ids[0], (target, about, io, ids[1], attempts), patience, worst)
             except (Failure, Claimed):
-                gate.turn_back()
+                gate.turn_back(entered)
                 raise
             began = time.monotonic()
             asked, io.ignored = worded(target, request)

@@ -44,7 +44,7 @@ class Gate:
         self.next_at = self.cut_at = 0.0
         self.answers: list[float] = []  # when the newest came, to know the pace when there was none
         self.failed, self.tries, self.open_at = 0, 0, 0.0
-        self.trying = False
+        self.trial: float | None = None  # what `enter` gave to the call that tries a target that was left alone
         self.why = ("", "")
 
     def enter(self, may_wait: bool) -> float:
@@ -54,46 +54,47 @@ class Gate:
             while True:
                 now = time.monotonic()
                 if self.failed >= FAULTS:
-                    if not self.trying and now >= self.open_at:
-                        self.trying = True
+                    if self.trial is None and now >= self.open_at:
+                        self.trial = now
                         return now
                     if not may_wait or self.tries > PROBES or self.why[0] in _HOPELESS:
                         raise LeftAlone(*self.why)
-                    self.free.wait(None if self.trying else self.open_at - now)
+                    self.free.wait(None if self.trial is not None else self.open_at - now)
                 elif self.pace and now < self.next_at:
                     self.free.wait(self.next_at - now)
                 else:
                     self.next_at = max(now, self.next_at) + 1 / self.pace if self.pace else 0.0
                     return now
 
-    def turn_back(self) -> None:
-        """Whoever has entered does not ask after all, so another may try."""
+    def turn_back(self, entered: float) -> None:
+        """Whoever has entered does not ask after all; if that was to be the try, another may make it."""
         with self.free:
-            self.trying = False
-            self.free.notify_all()
+            if entered == self.trial:
+                self.trial = None
+                self.free.notify_all()
 
     def leave(self, entered: float, code: str, message: str) -> None:
         """How it went: "" for an answer, else the code of the failure. entered: what `enter` gave."""
         with self.free:
             now = time.monotonic()
             if code in _SICK or code in _HOPELESS:
-                self._fail(now, code, message)
+                self._fail(now, entered, code, message)
             else:  # it answered, be it with a refusal
                 self.failed = self.tries = 0
-                self.trying = False
+                self.trial = None
             if code == "rate_limit":
                 self._slow_down(now, entered)
             elif not code:
                 self._speed_up(now)
             self.free.notify_all()
 
-    def _fail(self, now: float, code: str, message: str) -> None:
+    def _fail(self, now: float, entered: float, code: str, message: str) -> None:
         self.failed += 1
         self.why = code, message
-        if self.failed == FAULTS or self.trying:
+        if self.failed == FAULTS or entered == self.trial:
             self.open_at = now + min(LONGEST_S, 2.0**self.tries)
             self.tries += 1
-            self.trying = False
+            self.trial = None
 
     def _slow_down(self, now: float, entered: float) -> None:
         if entered < self.cut_at:
