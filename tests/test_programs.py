@@ -420,6 +420,7 @@ def test_a_login_is_used_and_neither_moved_nor_copied(
         assert files(house) == before
         assert program.calls()[-1]["headers"]["authorization"] == "***"
         assert program.sent()[1:] == [*TEN_SENT, ["user", "text", "/foo @/etc/hostname"]]
+        assert (program.failure(scenario="cut").code, len(program.server.calls("cut"))) == ("cut", 1)
         for path in before:
             if "backups" in path or path.endswith(".claude.json"):
                 os.unlink(path)

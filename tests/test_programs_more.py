@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import test_programs
-from loopback import serve
+from loopback import code_assist, serve
 from programs import (
     KEYS,
     MODELS,
     ODD_PROMPTS,
     PDF,
     PNG,
+    SENT,
     TEN_SENT,
     TEN_TURNS,
     Brief,
@@ -404,6 +405,44 @@ def test_a_login_is_used_and_neither_moved_nor_copied(
     assert program.sent()[1:] == [*TEN_SENT, ["user", "text", "/foo @/etc/hostname"]]
     assert login.read_text() == '{"loop": {"type": "api", "key": "sk-canary-login"}}'
     shutil.rmtree(house / "home/.local")
+
+
+def test_a_subscription_of_gemini_is_used_and_no_cut_answer_is_asked_for_again(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it logs in with Google: only where that is is told to it by a script, for it asks nobody else of itself."""
+    if not (real := shutil.which("gemini")):
+        pytest.skip("gemini is not on PATH, nor in $MLLM_TEST_PROGRAMS")
+    for name in [name for name in os.environ if name.startswith(("GEMINI_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    login = {"access_token": "ya29.x", "refresh_token": "r", "scope": "cloud-platform", "token_type": "Bearer",
+             "expiry_date": 4102444800000}  # fmt: skip
+    for path, text in ((".gemini/oauth_creds.json", json.dumps(login)), (".gemini/google_accounts.json", '{"active": "a@b.c"}')):
+        (house / "home" / path).parent.mkdir(exist_ok=True)
+        (house / "home" / path).write_text(text)
+    (house / "bin").mkdir()
+    (house / "bin/hook.js").write_text(code_assist.HOOK)
+    script = house / "bin/gemini"
+    script.touch(0o755)
+    monkeypatch.setenv("PATH", f"{house}/bin:{os.environ['PATH']}")
+    before = files(house)
+    with serve("code_assist") as server:
+        program = Program(gemini, server)
+
+        def at(scenario: str) -> None:
+            script.write_text(f'#!/bin/sh\nexport CODE_ASSIST_ENDPOINT={server.url(scenario)} '
+                              f'NODE_OPTIONS=--require={house}/bin/hook.js\nexec {real} "$@"\n')  # fmt: skip
+
+        at("ok")
+        result = program.ask(*TEN_TURNS, user("/help @/etc/hostname"), base_url=None)
+        (call,) = program.calls()
+        assert (result["finish"], call["headers"]["authorization"]) == ("stop", "***")
+        assert SENT["gemini"](call["body"]["request"])[1:] == [*TEN_SENT, ["user", "text", "/help @/etc/hostname"]]
+        for scenario, code in (("cut", "cut"), ("429", "rate_limit")):
+            at(scenario)
+            assert (program.failure(base_url=None).code, len(server.calls(scenario))) == (code, 1)
+    assert files(house) == before
+    assert json.loads((house / "home/.gemini/oauth_creds.json").read_text()) == login
 
 
 def test_an_interrupted_call_leaves_nothing(program: Program) -> None:

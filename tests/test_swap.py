@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+from hashlib import sha256
+
 import pytest
 from test_growing import records
 
@@ -187,6 +190,37 @@ def test_system_text_between_a_call_and_its_result_makes_up_no_turn(sh, work):
             ["user", "Then this."], ["model", "again"], ["model", "other"], ["user", "again"], ["user", "other"],
             ["user", told]],
     }  # fmt: skip
+
+
+# Where a target says the bytes of a PDF, or that it has no place for it: by data or path, and by URL.
+PLACES = {
+    "anthropic/m": (".body.messages[0].content[1].source.data", ".body.messages[0].content[1].source.url"),
+    "openai/m": (".body.input[0].content[1].file_data", ".body.input[0].content[1].file_url"),
+    "openai-chat/m": (".body.messages[0].content[1].file.file_data", None),
+    "google/m": (".body.contents[0].parts[1].inlineData.data", ".body.contents[0].parts[1].fileData.fileUri"),
+    "claude": (".stdin | fromjson | .message.content[1].source.data", None),
+    "codex": (None, None),
+    "gemini": ('.files.session | split("\n")[1] | fromjson | .content[2].inlineData.data', None),
+    "opencode:p/m": (".files.import.messages[0].parts[0].url", None),
+}
+
+
+@pytest.mark.parametrize("to", PLACES)
+def test_a_pdf_goes_by_path_url_or_data_or_stops_the_call(sh, work, to):
+    (work / "d.pdf").write_bytes(b64decode(PDF["data"]))
+    digest = sha256(b64decode(PDF["data"])).hexdigest()
+    who, (by_data, by_url) = to.partition("/")[0].partition(":")[0], PLACES[to]
+    for place, file, said in (
+        (by_data, PDF, PDF["data"]),
+        (by_data, {"path": f"{work}/d.pdf", "sha256": digest}, PDF["data"]),
+        (by_url, {"url": "https://example.com/d.pdf"}, "https://example.com/d.pdf"),
+    ):
+        file = {"type": "file", "media_type": "application/pdf", **file}
+        records(work, {"role": "user", "content": [text("Read this."), file]})
+        ran = sh(f"dispatch --dry-run --to {to} < t | jq -r '{place or '.'}'", **KEYS)
+        name = file.get("url", "d.pdf")
+        refused = "" if place else f"dispatch: thread t: {who}: {who} takes no application/pdf ({name})\n"
+        assert (ran.status, said in ran.out, ran.err) == (0, place is not None, refused)
 
 
 def test_a_dry_run_says_nothing_of_losses_where_there_are_none(sh, work):

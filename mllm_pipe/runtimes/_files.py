@@ -27,7 +27,8 @@ def embedded(turns: Iterable[Json]) -> list[Json]:
 
     def part_of(part: Json) -> Json:
         if part["type"] == "file" and "path" in part and "data" not in part:
-            return {key: value for key, value in part.items() if key != "path"} | {"data": _read(part)}
+            named = {"name": os.path.basename(part["path"])} | part
+            return {key: value for key, value in named.items() if key != "path"} | {"data": _read(part)}
         if part["type"] == "tool_result" and isinstance(part["content"], list):
             return part | {"content": parts_of(part["content"])}
         return part
