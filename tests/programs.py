@@ -136,7 +136,7 @@ def claude_sent(body: dict[str, Any]) -> list[list[Any]]:
                 found.append(["assistant", "call", [block["id"], block["name"], block["input"]]])
             elif kind == "tool_result":
                 found.append(["user", "result", [block["tool_use_id"], block["content"]]])
-            elif kind == "image":
+            elif kind in ("image", "document"):
                 found.append(["user", "image", block["source"]["data"]])
             elif kind == "thinking":
                 found.append(["assistant", "thinking", block["signature"]])
@@ -149,7 +149,9 @@ def codex_sent(body: dict[str, Any]) -> list[list[Any]]:
     found: list[list[Any]] = []
     for item in body["input"]:
         if item["type"] == "function_call":
-            found.append(["assistant", "call", [item["call_id"], item["name"], json.loads(item["arguments"])]])
+            given = item["arguments"]
+            given = json.loads(given) if given.endswith("}") else given
+            found.append(["assistant", "call", [item["call_id"], item["name"], given]])
         elif item["type"] == "function_call_output":
             found.append(["user", "result", [item["call_id"], item["output"]]])
         elif item["type"] == "message":
@@ -188,8 +190,9 @@ def opencode_sent(body: dict[str, Any]) -> list[list[Any]]:
             found.append(["user", "result", [message["tool_call_id"], content]])
             continue
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "image_url":
-                found.append([role, "image", part["image_url"]["url"].split(",")[1]])
+            if part["type"] in ("image_url", "file"):
+                url = part["image_url"]["url"] if part["type"] == "image_url" else part["file"]["file_data"]
+                found.append([role, "image", url.split(",")[1]])
             else:
                 found.append([role, "text", part["text"]])
         for call in message.get("tool_calls", []):

@@ -14,6 +14,8 @@ import orjson
 import pytest
 from loopback import serve
 from programs import KEYS, MODELS, SENT
+from test_growing import records
+from test_swap import EVERYTHING, PDF, PNG
 
 DIALECTS = {"claude": "anthropic", "codex": "responses", "gemini": "google", "opencode": "chat"}
 PROMPT = "-x --help"
@@ -55,11 +57,39 @@ OTHERWISE = {
 }
 
 
+def found(name):
+    path = shutil.which(name, path=os.environ.get("MLLM_TEST_PROGRAMS", "") + os.pathsep + os.environ["PATH"])
+    if not path:
+        pytest.skip(f"{name} is not on PATH, nor in $MLLM_TEST_PROGRAMS")
+    return f'PATH="${{PATH%%:*}}:{os.path.dirname(path)}:$PATH"'
+
+
+SAID = [("user", "See these."), ("assistant", "I see."), ("user", "And?"), ("assistant", "I will not."),
+        ("user", "Then this."), ("assistant", '{"n":1}'), ("user", "Go on."), ("user", "Never mind.")]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_thread_that_has_everything_arrives_and_goes_on(sh, work, name):
+    records(work, *EVERYTHING)
+    with serve(DIALECTS[name]) as server:
+        url = server.url("ok", "" if name in ("claude", "gemini") else "/v1")
+        line = f"dispatch -q --to {name}:{MODELS[name]} --base-url {url} --key-env {KEYS[name]} < t | jq -c .finish?"
+        ran = sh(f"{found(name)}; {line}", **{KEYS[name]: "k"})
+        sent = SENT[name](server.calls()[0]["body"])
+    assert (ran.status, '"stop"' in ran.out, ran.err) == (0, True, "")
+    texts = iter([(role, what) for role, kind, what in sent if kind == "text" and role != "system"])
+    # Each of them, in this order; opencode puts two texts of a turn into one.
+    assert all(any(said == (role, what[-len(said[1]):]) for role, what in texts) for said in SAID), sent
+    calls = [what[0] for _, kind, what in sent if kind == "call"]
+    assert calls == [what[0] for _, kind, what in sent if kind == "result"] and len(set(calls)) == len(calls) == 6
+    images = [what for _, kind, what in sent if kind == "image"] + [PNG for _, kind, what in sent
+                                                                   if kind == "result" and PNG in str(what)]  # fmt: skip
+    assert sorted(images) == sorted([PNG, PNG] + [PDF["data"]] * (name != "codex"))
+
+
 @pytest.mark.parametrize("name", DIALECTS)
 def test_every_failure_is_told_as_what_it_is(sh, work, name):
-    found = shutil.which(name, path=os.environ.get("MLLM_TEST_PROGRAMS", "") + os.pathsep + os.environ["PATH"])
-    if not found:
-        pytest.skip(f"{name} is not on PATH, nor in $MLLM_TEST_PROGRAMS")
+    path = found(name)
     with serve(DIALECTS[name]) as server, socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         for row in TABLE:
@@ -71,7 +101,7 @@ def test_every_failure_is_told_as_what_it_is(sh, work, name):
                 f"dispatch -q --to {name}:{MODELS[name]} --base-url {url} --key-env {key} {limits} --new -- '{PROMPT}' "
                 f">{row}.out 2>{row}.err; echo $? >{row}.status"
             )
-        line = f'PATH="${{PATH%%:*}}:{os.path.dirname(found)}:$PATH"; printf "%s\\n" {" ".join(TABLE)} | xargs -P 2 -n 1 bash'
+        line = f'{path}; printf "%s\\n" {" ".join(TABLE)} | xargs -P 2 -n 1 bash'
         assert sh(line, **{KEYS[name]: "sk-canary-key"}) == (0, "", "")
         rows = {}
         for row in TABLE:
