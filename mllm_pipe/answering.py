@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from mllm_pipe.calling.span import Io
@@ -91,7 +92,8 @@ def _answered(turn: Turn, thread: Thread, wish: Wish, outcome: Outcome) -> tuple
 
 def preview(thread: Thread, wishes: list[Wish], show: Callable[[str], None]) -> Answered:
     """Show what each of them would be sent, and what of the thread would be lost, and send nothing."""
-    for wish in wishes:
+    for wish in map(copy, wishes):
+        wish.run_tool = None  # no program is run either
         try:
             if thread.fault:
                 raise thread.fault

@@ -100,8 +100,12 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
         messages = branch(records, _picked(rival, wish.pick)["id"])
     for ident in left_out(records, messages):
         note(f"thread {thread.id}: message {ident} is on another branch and stays unanswered")
-    made: list[Record] = []
-    tools = wish.tools
+    run = list[Record]()  # what comes of the calls that the thread ends with
+    if wish.run_tool and not prompt and messages and _calls(messages[-1], agent):
+        from mllm_pipe.tools import answer_calls
+
+        run = answer_calls(messages[-1], wish.run_tool, thread.run)
+    made, tools = list(run), wish.tools
     if tools or any(record["type"] == "tools" for record in records):
         from mllm_pipe import tools as tooling
 
@@ -111,7 +115,7 @@ def open_turn(thread: Thread, wish: Wish) -> Turn | None:
             made.append(tooling.record_of(thread, tools))
     if prompt and not retry_of(messages, prompt):
         made.append(_user_message(thread.id, prompt, messages))
-    elif not prompt and agent["instruction"] and unasked(messages):
+    elif not prompt and not run and agent["instruction"] and unasked(messages):
         made.append(_user_message(thread.id, agent["instruction"], messages))
     messages = condensed(messages, records) + [record for record in made if record["type"] == "message"]
     return Turn(messages, made, request_of(messages, wish, tools))
@@ -145,6 +149,9 @@ def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) 
     asked = [turn for turn in request["turns"] if turn["role"] != "system"]
     if not asked or not asked[-1]["parts"]:
         raise Usage("nothing to answer: it asks nothing yet; give a PROMPT")
+    if answered(request) and _calls(messages[-1], agent):
+        ways = "give a PROMPT, or --run-tools exec:CMD answers them"
+        raise Usage(f"nothing to answer: it ends with calls of tools; {ways}")
     if answered(request):
         named = speaker(messages[-1]) != UNNAMED or agent["name"] == UNNAMED
         raise Usage(
@@ -297,6 +304,11 @@ def complaint(failure: Failure, thread: Thread, span: Record | None = None) -> R
 def _own(message: Record, agent: dict[str, Any]) -> bool:
     """True if the message is this agent's own answer."""
     return message["role"] == "assistant" and speaker(message) in (agent["name"], UNNAMED)
+
+
+def _calls(message: Record, agent: dict[str, Any]) -> bool:
+    """True if the message is this agent's own answer, and calls tools."""
+    return _own(message, agent) and any(part["type"] == "tool_call" for part in parts_of(message["content"]))
 
 
 def _user_message(thread: str, content: str | list[dict[str, Any]], before: list[Record]) -> Record:

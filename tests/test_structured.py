@@ -144,6 +144,21 @@ def test_calls_without_end_stop_at_the_limit(sh, work, home):
     assert ran.err.endswith("replay: it still calls tools after 3 turns; --max-turns sets the limit\n")
 
 
+def test_calls_that_a_thread_ends_with_are_answered_by_who_comes_next(sh, work, home):
+    tape(work, CALL, text("It is 5 and 2."))
+    (work / "add.json").write_text('{"name":"add","parameters":{"type":"object"}}')
+    (work / "add").write_text("#!/bin/sh\ntouch ran; jq -c '.arguments.a + .arguments.b'\n")
+    (work / "add").chmod(0o755)
+    asked = sh("dispatch --to replay:tape --tool add.json --new sum > t; dispatch --to replay:tape < t | tail -n 2; exit ${PIPESTATUS[0]}")
+    assert (asked.status, asked.kinds()) == (2, "failed end")
+    assert asked.err.endswith("nothing to answer: it ends with calls of tools; give a PROMPT, or --run-tools exec:CMD answers them\n")
+    assert sh("dispatch --to exec:cat --run-tools exec:./add --dry-run < t; test ! -e ran").status == 0
+    ran = sh("dispatch -q --to exec:cat --run-tools exec:./add < t | cat")
+    assert [record["role"] for record in ran.records if record["type"] == "message"] == ["user", "assistant", "tool", "assistant"]
+    assert [record["op"] for record in ran.records if record["type"] == "span"] == ["dispatch", "tool", "tool", "dispatch"]
+    assert "[result of c1: 5]" in ran.records[-4]["content"] and "[result of c2: 2]" in ran.records[-4]["content"]
+
+
 def test_a_call_is_forced_once_and_then_there_is_an_answer(sh, work, home):
     tape(work, CALL, text("It is 5 and 2."))
     (work / "add.json").write_text('{"name":"add","parameters":{"type":"object"}}')

@@ -244,6 +244,23 @@ def test_a_tool_is_forced_in_the_words_of_each_api(sh, work, choice, anthropic, 
     assert sh(line, **KEYS) == (0, f"{anthropic}\n{openai}\n{chat}\n{google}\n", "")
 
 
+@pytest.mark.parametrize("to, place, sent, lost", [
+    ("anthropic/claude-opus-5-5", ".body.output_config.effort, .body.temperature, .body.stop_sequences", ["max", None, ["X"]],
+     ["dropped temperature: the model takes no sampling parameters", "dropped seed: anthropic has no such option"]),
+    ("openai/gpt-5.5", ".body.reasoning.effort, .body.temperature, .body.stop", ["max", None, None],
+     ["dropped temperature: a reasoning model takes it with effort none only",
+      "dropped seed: openai has no such option", "dropped stop: openai has no such option"]),
+    ("openai-chat/m", ".body.reasoning_effort, .body.temperature, .body.stop", ["max", 0.5, ["X"]], []),
+    ("google/gemini-2.5-flash", ".body.generationConfig | .thinkingConfig.thinkingBudget, .temperature, .stopSequences",
+     [24576, 0.5, ["X"]], ["downgraded effort: the model has no max; high is the nearest"]),
+])  # fmt: skip
+def test_an_option_goes_where_each_model_has_it_and_what_it_refuses_is_listed(sh, to, place, sent, lost):
+    options = "-o effort max -o temperature 0.5 -o seed 7 -o stop X"
+    shown = f'jq -c \'[{place}], [.losses[]? | .action + " " + .what + ": " + .why]\''
+    ran = sh(f"dispatch --dry-run --new --to {to} {options} q | {shown}", **KEYS)
+    assert (ran.status, ran.records, ran.err) == (0, [sent, lost], "")
+
+
 def test_what_cannot_be_forced_is_told(sh, work):
     (work / "add.json").write_text('{"name":"add","parameters":{"type":"object"}}')
     lost = "jq -c '.losses[] | [.what, .action, .why]'"
