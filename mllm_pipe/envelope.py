@@ -11,11 +11,14 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from mllm_pipe.errors import BadRecord
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Record = dict[str, Any]
 Check = Callable[[Any], bool]
@@ -52,15 +55,36 @@ _second = 0, "1970-01-01T00:00:00"  # the last one that was written out
 
 def seconds_of(stamp: str) -> float | None:
     """Seconds since the epoch of one of the envelope's times; None for a text that only looks like one."""
-    from datetime import datetime
-
     leap = stamp[17:19] == "60"  # RFC 3339, 5.7
     try:
-        if stamp[10:11] != "T" or stamp[-1:] != "Z":
+        if stamp[10] != "T" or stamp[-1] != "Z":
             return None
-        return datetime.fromisoformat(f"{stamp[:17]}59{stamp[19:]}" if leap else stamp).timestamp() + leap
-    except (ValueError, OverflowError):
+        return _moment(f"{stamp[:17]}59{stamp[19:]}" if leap else stamp).timestamp() + leap
+    except (IndexError, ValueError, OverflowError):
         return None
+
+
+def milliseconds(began: str, ended: str) -> int:
+    """How long it is from one of the envelope's times to another; 0 if one of them only looks like one."""
+    try:
+        took = _moment(ended) - _moment(began)
+        return round((took.days * 86400 + took.seconds) * 1000 + took.microseconds / 1000)
+    except ValueError:  # a leap second, too
+        first, last = seconds_of(began), seconds_of(ended)
+        return 0 if first is None or last is None else round((last - first) * 1000)
+
+
+def _moment(stamp: str) -> datetime:
+    """The time that is written so; ValueError if none is. Its module is loaded with the first one, for it is slow."""
+    global _read
+    if _read is None:
+        from datetime import datetime
+
+        _read = datetime.fromisoformat
+    return _read(stamp)
+
+
+_read: Callable[[str], datetime] | None = None
 
 
 def line_of(record: Record) -> bytes:

@@ -109,7 +109,7 @@ def parts_of(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def content_of(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     """Parts as the commands write them: a plain string where there is one text part and nothing else."""
-    if len(parts) == 1 and parts[0].keys() == {"type", "text"} and parts[0]["type"] == "text":
+    if len(parts) == 1 and parts[0]["type"] == "text" and parts[0].keys() == {"type", "text"}:
         return str(parts[0]["text"])
     return parts
 

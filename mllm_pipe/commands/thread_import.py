@@ -59,8 +59,7 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     made, reader = choice.read(module, one)
     thread = Thread(made["thread"])
     thread.lines = frozen(made["records"])
-    messages = sum(line.startswith(MESSAGE) for line in thread.lines)
-    if not messages and not reader.bad:
+    if not reader.bad and not any(line.startswith(MESSAGE) for line in thread.lines):
         raise Missing(f"{one.path}: no conversation of {module.PROGRAM}")
     for line, number in reader.bad:
         outcome.bad_lines += 1
@@ -72,6 +71,7 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     for said in [*made["notes"], *(["the last line is not whole yet; it is left out"] if reader.torn else [])]:
         note(f"{one.path}: {said}")
     if not sink.records:
+        messages = sum(line.startswith(MESSAGE) for line in thread.lines)
         note(f"thread {thread.id}: {messages} messages; pipe it on, or into: | thread-append FILE")
     thread.run = Source(outcome, sink.record).run()
     sink.thread(thread, [], "ok")

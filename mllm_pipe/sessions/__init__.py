@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from mllm_pipe.envelope import seconds_of
+from mllm_pipe.envelope import milliseconds
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import distinct, uuid_of
 from mllm_pipe.thread import content_of, parts_of, quoted, speaker
@@ -71,9 +71,16 @@ def record(kind: str, thread: str, ident: str, at: Any, **fields: Any) -> Json:
     return made | fields
 
 
-def message(thread: str, ident: str, at: Any, role: str, parts: list[Json], **fields: Any) -> Json:
-    """A message record; one plain text is its content as a string."""
-    return record("message", thread, ident, at, role=role, content=content_of(parts), **fields)
+def message(thread: str, ident: str, at: Any, role: str, said: str | list[Json], **fields: Any) -> Json:
+    """A message record of a text or of parts; one plain text is its content as a string."""
+    made = {"v": 1, "type": "message", "thread": thread, "id": ident}
+    if isinstance(at, str) and TIME.fullmatch(at):
+        made["at"] = at
+    made["role"] = role
+    made["content"] = said if isinstance(said, str) else content_of(said)
+    if fields:
+        made |= fields
+    return made
 
 
 def opaque(value: Any) -> Json:
@@ -84,12 +91,12 @@ def opaque(value: Any) -> Json:
 def span(answer: Json, asked_at: str | None, usage: Json) -> Json:
     """The span of an answer that a session tells of: its time is that since the line before it."""
     at = answer.get("at")
-    took = (seconds_of(at) or 0.0) - (seconds_of(asked_at) or 0.0) if at and asked_at else 0.0
+    took = milliseconds(asked_at, at) if at and asked_at else 0
     author = answer["author"]
     return {
         "v": 1, "type": "span", "thread": answer["thread"], "id": answer["run_id"], "parent_run_id": answer["thread"],
         "op": "dispatch", "slot": "response", "runtime": author["runtime"], "model": author["model"],
-        "started_at": asked_at or at or "1970-01-01T00:00:00.000Z", "duration_ms": round(max(took, 0.0) * 1000),
+        "started_at": asked_at or at or "1970-01-01T00:00:00.000Z", "duration_ms": max(took, 0),
         "status": "ok", "usage": usage, "cost_usd": None, "cost_source": None, "output_ids": [answer["id"]],
     }  # fmt: skip
 

@@ -79,8 +79,9 @@ def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
 def records(entries: Iterable[Json], name: str) -> Json:
     """The session as records (see mllm_pipe.sessions). Of a session that was begun anew, what the last line is of."""
     tree = _Tree(name)
+    take = tree.take
     for line in entries:
-        tree.take(line)
+        take(line)
     whole, left_out = tree.out.whole(tree.last)
     lost = f"{tree.lost} lines hang from none that is there; each follows the one before it"
     notes = [lost] * bool(tree.lost) + [f"{left_out} messages of an earlier beginning are left out"] * bool(left_out)
@@ -115,8 +116,11 @@ class _Tree:
         parent = line.get("parentUuid") or line.get("logicalParentUuid")
         aside, above = line.get("isSidechain"), None
         if isinstance(parent, str):
-            above = self.stands.get(parent, self.last)
-            self.lost += self.last is not None and not aside and parent not in self.stands
+            if parent in self.stands:
+                above = self.stands[parent]
+            else:
+                above = self.last
+                self.lost += above is not None and not aside
         self.stands[uuid] = above
         said = line.get("message")
         if aside or kind in BESIDE or line.get("isMeta") or line.get("isApiErrorMessage"):
@@ -130,41 +134,43 @@ class _Tree:
 
     def _user(self, line: Json, uuid: str, said: Json, above: int | None) -> None:
         """What the user said, or tools gave back, or the program wrote in the place of what it left out."""
-        parts = parts_of(said.get("content"), of_user=True)
+        parts = _said(said.get("content"), of_user=True)
         if not parts:
             return
         at = line.get("timestamp")
         if line.get("isCompactSummary"):
             if covers := self.out.ids_to(above):
-                self.out.beside(record("summary", self.thread, uuid, at, content=parts, covers=covers), above)
+                content = thread_parts(parts)
+                self.out.beside(record("summary", self.thread, uuid, at, content=content, covers=covers), above)
             return
-        calls = [part["call_id"] for part in parts if part["type"] == "tool_result"]
-        role = "tool" if len(calls) == len(parts) else "user"
-        self._add(uuid, message(self.thread, uuid, at, role, parts), self._below(above, calls), None)
+        calls = [] if isinstance(parts, str) else [part["call_id"] for part in parts if part["type"] == "tool_result"]
+        role = "tool" if calls and len(calls) == len(parts) else "user"
+        above = self._below(above, calls)
+        self.stands[uuid] = self.last = self.out.add(message(self.thread, uuid, at, role, parts), above, None)
 
     def _answer(self, line: Json, uuid: str, said: Json, above: int | None) -> None:
         """An answer, or more of one."""
         group, model, usage = said.get("id"), said.get("model"), said.get("usage")
-        parts = parts_of(said.get("content"))
+        parts = _said(said.get("content"))
         used = _usage(usage) if isinstance(usage, dict) else None
         at = line.get("timestamp")
         if isinstance(group, str) and group in self.answers:
             self.stands[uuid] = self.answers[group]
             answer = self.out.again(self.answers[group], used)
-            answer["content"] = [*thread_parts(answer["content"]), *parts]
+            answer["content"] = [*thread_parts(answer["content"]), *thread_parts(parts)]
             if "at" in answer and isinstance(at, str) and TIME.fullmatch(at):
                 answer["at"] = at
             _finish(answer, said.get("stop_reason"))
         elif parts and model != "<synthetic>":
             group = group if isinstance(group, str) else None
             named = model if isinstance(model, str) and model != UNKNOWN_MODEL else None
-            made = message(self.thread, uuid, at, "assistant", parts,
-                           author={"runtime": "claude", "model": named, "provider": "anthropic"},
-                           origin={"api": "claude", "model": named, "response_id": group})  # fmt: skip
+            made = message(self.thread, uuid, at, "assistant", parts)
+            made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
+            made["origin"] = {"api": "claude", "model": named, "response_id": group}
             _finish(made, said.get("stop_reason"))
+            self.stands[uuid] = self.last = number = self.out.add(made, self._below(above, []), used)
             if group:
-                self.answers[group] = len(self.out)
-            self._add(uuid, made, self._below(above, []), used)
+                self.answers[group] = number
 
     def _below(self, above: int | None, calls: list[str]) -> int | None:
         """What a message hangs from that has the results of these calls: results of one answer stand one after the
@@ -173,16 +179,13 @@ class _Tree:
             return None
         answer = self.owner.get(above, above)
         last = self.last_result.get(answer, answer)
-        results = {(answer, call) for call in calls}
-        if results and results.isdisjoint(self.told):
-            self.told |= results
-            self.owner[len(self.out)], self.last_result[answer] = answer, len(self.out)
-            return last
+        if calls:
+            results = {(answer, call) for call in calls}
+            if results.isdisjoint(self.told):
+                self.told |= results
+                self.owner[len(self.out)], self.last_result[answer] = answer, len(self.out)
+                return last
         return last if above in self.owner else above
-
-    def _add(self, uuid: str, made: Json, above: int | None, used: Json | None) -> None:
-        self.stands[uuid] = self.last = len(self.out)
-        self.out.add(made, above, used)
 
 
 def _unknown(thread: str, line: Json) -> Json:
@@ -198,16 +201,23 @@ def _finish(answer: Json, reason: Any) -> None:
             answer["finish"] = FINISH[reason]
 
 
-def parts_of(content: Any, of_user: bool = False) -> list[Json]:
-    """A message's content as parts, without what the program itself put in."""
-    if isinstance(content, list):
-        parts = [_part(block) for block in content]
-    else:
-        parts = [{"type": "text", "text": content} if isinstance(content, str) else opaque(content)]
-    return [
-        part for part in parts
-        if part["type"] != "text" or part["text"] and not (of_user and part["text"].startswith(OF_THE_PROGRAM))
-    ]  # fmt: skip
+def parts_of(content: Any) -> list[Json]:
+    """A message's content as parts."""
+    return thread_parts(_said(content))
+
+
+def _said(content: Any, of_user: bool = False) -> str | list[Json]:
+    """A message's content, a text or parts, without what the program itself put in."""
+    if isinstance(content, str):
+        return "" if of_user and content.startswith(OF_THE_PROGRAM) else content
+    if not isinstance(content, list):
+        return [opaque(content)]
+    parts = []
+    for block in content:
+        part = _part(block)
+        if part["type"] != "text" or part["text"] and not (of_user and part["text"].startswith(OF_THE_PROGRAM)):
+            parts.append(part)
+    return parts
 
 
 def _part(block: Any) -> Json:
@@ -240,13 +250,13 @@ def _part(block: Any) -> Json:
 
 def _usage(used: Json) -> Json:
     """Tokens as the envelope counts them: the input is all of it."""
-    read, write = _count(used, "cache_read_input_tokens"), _count(used, "cache_creation_input_tokens")
-    return {"input_tokens": _count(used, "input_tokens") + read + write, "cache_read_tokens": read,
-            "cache_write_tokens": write, "output_tokens": _count(used, "output_tokens")}  # fmt: skip
+    new, made = _count(used.get("input_tokens")), _count(used.get("output_tokens"))
+    read, write = _count(used.get("cache_read_input_tokens")), _count(used.get("cache_creation_input_tokens"))
+    return {"input_tokens": new + read + write, "cache_read_tokens": read, "cache_write_tokens": write,
+            "output_tokens": made}  # fmt: skip
 
 
-def _count(used: Json, name: str) -> int:
-    value = used.get(name)
+def _count(value: Any) -> int:
     return value if type(value) is int and value >= 0 else 0
 
 

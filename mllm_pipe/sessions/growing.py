@@ -46,12 +46,16 @@ class Growing:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def add(self, made: Json, above: int | None, usage: Json | None) -> None:
-        """Take a message that hangs from another one, or from none; usage: of an answer, None if it told none."""
+    def add(self, made: Json, above: int | None, usage: Json | None) -> int:
+        """Take a message that hangs from another one, or from none, and give its number; usage: of an answer, None if
+        it told none."""
         number = len(self._lines)
-        tree = number if above is None else self._trees[above]
-        if above is not None and above != self._newest[tree]:
-            self._replies[number] = self._idents[above]
+        if above is None:
+            tree = number
+        else:
+            tree = self._trees[above]
+            if above != self._newest[tree]:
+                self._replies[number] = self._idents[above]
         self._newest[tree] = number
         self._put(b"", tree, above, made)
         if made["role"] == "assistant":
@@ -60,6 +64,7 @@ class Growing:
             self._freeze(number, made, None)
         if number - OPEN in self._open:
             self._freeze(number - OPEN, *self._open.pop(number - OPEN))
+        return number
 
     def beside(self, made: Json, above: int | None = None) -> None:
         """Take a record that is no message; above: one of the tree that it is about, None if it is about none."""
@@ -86,11 +91,11 @@ class Growing:
         here = EVERY if last is None else self._trees[last]
         out: list[bytes] = []
         left_out = 0
-        for number, line in enumerate(self._lines):
-            if self._trees[number] in (here, EVERY):
+        for tree, line, about in zip(self._trees, self._lines, self._spans, strict=True):
+            if tree in (here, EVERY):
                 out.append(line)
-                if self._spans[number]:
-                    out.append(self._spans[number])
+                if about:
+                    out.append(about)
             elif line.startswith(b'{"v":1,"type":"message"'):
                 left_out += 1
         return Frozen(out), left_out

@@ -79,10 +79,9 @@ def says_first(path: str, field: str, inside: str = "") -> str | None:
     return None
 
 
-def _too_deep(value: Json, line: bytes | Long) -> bool:
+def _too_deep(value: Json, line: bytes) -> bool:
     """True for what would be nested deeper in a record than one may be."""
-    brackets = 0 if isinstance(line, Long) else line.count(b"[") + line.count(b"{")
-    return brackets > DEPTH and depth(value) > DEPTH
+    return line.count(b"[") + line.count(b"{") > DEPTH and depth(value) > DEPTH
 
 
 class Reader:
@@ -110,10 +109,10 @@ class Reader:
                     if not line:
                         continue
                     try:
-                        value = None if isinstance(line, Long) else orjson.loads(line)
+                        value = orjson.loads(line) if isinstance(line, bytes) else None
                     except orjson.JSONDecodeError:
                         value = None
-                    if isinstance(value, dict) and not _too_deep(value, line):
+                    if isinstance(value, dict) and isinstance(line, bytes) and not _too_deep(value, line):
                         yield value
                     else:
                         self.bad.append((line, number))
