@@ -22,6 +22,7 @@ class Appender:
     def __init__(self, path: str, *, sync: bool = False, make_folder: bool = False) -> None:
         self.path, self.sync, self.make_folder = path, sync, make_folder
         self.descriptor = -1
+        self.whole = 0  # the length after our last append: what ends there has its newline
 
     def __enter__(self) -> Appender:
         """Open and lock. WriteFailed if it cannot be; Usage if the path is no regular file."""
@@ -40,7 +41,7 @@ class Appender:
         """Close the file; the next `with` opens it anew."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
-            self.descriptor = -1
+            self.descriptor, self.whole = -1, 0
 
     def append(self, data: bytes, thread: str = "-") -> None:
         """Append whole lines in one write, under the lock. `thread` is named by the note on a torn tail.
@@ -60,6 +61,7 @@ class Appender:
         except OSError as error:
             os.ftruncate(self.descriptor, size)
             raise WriteFailed(f"{self.path}: {error.strerror}; nothing was added") from None
+        self.whole = size + len(data)
 
     def close_tail(self, thread: str = "-") -> None:
         """Close a tail that a killed writer left torn, under the lock: then it is known damage to all readers."""
@@ -96,7 +98,7 @@ class Appender:
 
     def _tail_closed(self, size: int, thread: str) -> bytes:
         """What must stand before new lines: nothing, or the newline (and the note) that a killed writer owes."""
-        if not size or os.pread(self.descriptor, 1, size - 1) == b"\n":
+        if not size or size == self.whole or os.pread(self.descriptor, 1, size - 1) == b"\n":
             return b""
         fragment = b""
         while (start := size - len(fragment)) > 0 and b"\n" not in fragment:
