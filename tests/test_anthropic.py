@@ -28,7 +28,7 @@ def test_the_plain_case_is_one_text_block():
     assert losses == []
     assert body == {
         "model": "claude-opus-5-5",
-        "max_tokens": 32000,
+        "max_tokens": 128000,
         "stream": True,
         "cache_control": {"type": "ephemeral"},
         "system": "S",

@@ -261,6 +261,12 @@ def test_an_option_goes_where_each_model_has_it_and_what_it_refuses_is_listed(sh
     assert (ran.status, ran.records, ran.err) == (0, [sent, lost], "")
 
 
+def test_an_answer_may_be_as_long_as_the_model_can_where_nobody_says_less(sh):
+    line = "for m in claude-haiku-4-5 claude-opus-5-5 unheard-of; do dispatch --dry-run --new --to anthropic/$m q; done"
+    assert sh(f"{line} | jq .body.max_tokens", **KEYS) == (0, "64000\n128000\n32000\n", "")
+    assert sh(f"{line.replace('q;', 'q --max-tokens 9;')} | jq .body.max_tokens", **KEYS) == (0, "9\n9\n9\n", "")
+
+
 def test_what_cannot_be_forced_is_told(sh, work):
     (work / "add.json").write_text('{"name":"add","parameters":{"type":"object"}}')
     lost = "jq -c '.losses[] | [.what, .action, .why]'"

@@ -17,7 +17,7 @@ STREAMS = True
 TAKES_OPTIONS = TAKES_TOOLS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
 API, DEFAULT_URL, VERSION = "anthropic", "https://api.anthropic.com", "2023-06-01"
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
-MAX_TOKENS = 32000  # the API wants a number; no model on offer takes less as its limit, and it is no promise to use it
+MAX_TOKENS = 32000  # the API wants a number; of a model whose limit is known it is that
 FINISHES = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -77,6 +77,13 @@ def _able(target: Json, flag: str) -> bool | None:
     return models.capability(models.find(API, target.get("model")), flag)
 
 
+def _longest(target: Json) -> int:
+    """The longest answer of the target's model, or MAX_TOKENS."""
+    from mllm_pipe import models
+
+    return models.output_limit(models.find(API, target.get("model"))) or MAX_TOKENS
+
+
 def _system(target: Json) -> str:
     """What becomes of system turns: the API takes them after a user's, but not every model does."""
     taken = (target.get("profile") or {}).get("system_turns")
@@ -117,7 +124,7 @@ def _rendered(target: Json, asked: Json) -> tuple[Json, list[Json], str]:
     offered = [_tool(tool, losses) for tool in _turns.tools(asked, rule, losses)]
     head = [asked["system"], offered]
     messages, dropped, prefix = _turns.render(head, turns, rule, target.get("model"), _messages)
-    body: Json = {"model": model, "max_tokens": target.get("max_tokens") or MAX_TOKENS, "stream": True}
+    body: Json = {"model": model, "max_tokens": target.get("max_tokens") or _longest(target), "stream": True}
     if (target.get("profile") or {}).get("cache", True):
         body["cache_control"] = {"type": "ephemeral"}
     if asked["system"]:
