@@ -44,7 +44,7 @@ def in_flight(
     # Workers wait for the network most of the time, and give way each time they do: to take turns by force, as Python
     # does every 5 ms, costs a fifth of the processor where there are hundreds.
     sys.setswitchinterval(SWITCH_S)
-    # A call leaves a thousand small objects and no cycle: to look for some after every 700 takes a fifteenth of the time.
+    # A call leaves a thousand small objects and no cycle: to look for some after every 700 takes a fifteenth of it.
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
     workers, reader = ThreadPoolExecutor(jobs, "worker"), ThreadPoolExecutor(1, "reader")
