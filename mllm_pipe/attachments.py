@@ -51,14 +51,16 @@ def media_type(data: bytes, name: str) -> str:
 def part(name: str) -> dict[str, Any]:
     """The file as a content part, its bytes embedded; a URL is named, and fetched by the vendor if at all.
 
-    Usage if the file is empty.
+    Usage if the file is empty, or a URL does not end like one of a known type.
     """
     import base64
 
     if name.startswith(("https://", "http://")):
         import mimetypes
 
-        kind = mimetypes.guess_type(name.split("?")[0])[0] or "application/octet-stream"
+        kind = mimetypes.guess_type(name.split("?")[0])[0]
+        if kind is None:
+            raise Usage(f"{name}: its name does not say what it is, and it is not fetched; attach it as a file")
         return {"type": "file", "media_type": kind, "url": name}
 
     data = read(name)

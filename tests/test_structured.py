@@ -232,6 +232,13 @@ def test_an_attachment_goes_with_the_prompt(sh, work):
     assert content[2] == {"type": "file", "media_type": "image/png", "url": "https://example.com/b.png"}
 
 
+@pytest.mark.parametrize("line", ["dispatch --to echo --new q", "thread-append --new q"])
+def test_a_url_that_does_not_say_what_it_is_is_told_before_anything_is_sent(sh, home, line):
+    ran = sh(f"{line} -a 'https://example.com/photo?id=3'")
+    said = "https://example.com/photo?id=3: its name does not say what it is, and it is not fetched; attach it as a file\n"
+    assert (ran.status, ran.out, ran.err) == (2, "", f"{line.split()[0]}: {said}")
+
+
 # -- the window
 
 
