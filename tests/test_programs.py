@@ -446,12 +446,14 @@ def test_a_subscription_of_codex_is_used_and_no_cut_answer_is_asked_for_again(
                      for part in ({"alg": "none"}, claims, "signed"))  # fmt: skip
     tokens = {"id_token": token, "access_token": token, "refresh_token": "r", "account_id": "acc"}
     login = json.dumps({"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": "2099-01-01T00:00:00Z"})
-    (house / "home/.codex/auth.json").write_text(login)
     (house / "bin").mkdir()
     script = house / "bin/codex"
     script.touch(0o755)
     monkeypatch.setenv("PATH", f"{house}/bin:{os.environ['PATH']}")
     before = files(house)
+    with pytest.raises(CallFailed, match="no login"):  # nobody is asked without one
+        codex.call({"model": "m"}, {"system": None, "turns": [user("hi")], "schema": None}, Io())
+    (house / "home/.codex/auth.json").write_text(login)
     with serve("responses") as server, serve("responses") as backend:
         program = Program(codex, server)
 
@@ -469,7 +471,7 @@ def test_a_subscription_of_codex_is_used_and_no_cut_answer_is_asked_for_again(
             at(scenario)
             assert program.failure(base_url=None).code == code
             assert len(server.calls(scenario)) <= 2 and (scenario != "cut" or len(server.calls(scenario)) == 1)
-    assert files(house) == before
+    assert files(house) == sorted([*before, f"{house}/home/.codex/auth.json"])
     assert (house / "home/.codex/auth.json").read_text() == login
 
 

@@ -33,6 +33,7 @@ API = "codex"
 OWN_TOKENS = {None: 900, "read": 2100, "write": 2100, "all": 2100}
 
 KEYS = ("OPENAI_API_KEY", "CODEX_API_KEY")
+NOBODY = "no key (export OPENAI_API_KEY) and no login (run: codex login)"
 LONGEST_PROMPT = 1 << 20  # characters; codex refuses more on stdin, but takes it in a rollout
 NOT_OURS = ("CODEX_SANDBOX", "CODEX_THREAD", "CODEX_API_KEY")
 # Codex has no call without instructions, and its own are 17 KB about the tools that are off here.
@@ -266,7 +267,7 @@ def usable(target: dict[str, Any]) -> str:
     except CallFailed as failed:
         return str(failed)
     if not _base_url(target, key) and not os.path.exists(_login()):
-        return "no key (export OPENAI_API_KEY) and no login (run: codex login)"
+        return NOBODY
     return wrong_program("codex", "codex-cli")
 
 
@@ -290,6 +291,8 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
     """Runs codex in target["cwd"], or in an empty directory of its own; see mllm_pipe.runtimes."""
     made, key, model = session(target, request), key_for(target, KEYS, io), target.get("model")
     io.lost(made["losses"])
+    if not _base_url(target, key) and not os.path.exists(_login()):
+        raise CallFailed("auth", NOBODY, billed="no")  # it would ask all the same
     events: list[dict[str, Any]] = []
     said = False
 
