@@ -59,18 +59,18 @@ def test_a_wrong_request_and_an_unsure_one_are_never_asked_again(sh, chat, scena
 
 
 def test_silence_is_unknown_and_goes_to_the_fallback_alone(sh, chat):
-    ran = ask(sh, chat, "hang", "--first-token 0.3", "--fallback exec:cat")
+    ran = ask(sh, chat, "hang", "--first-token 1", "--fallback exec:cat")
     assert (ran.status, ran.err) == (0, "")
     assert attempts(ran) == [("openai-chat", "unknown", "timeout"), ("exec", "ok", None)]
     assert ran.records[2]["author"]["runtime"] == "exec" and len(chat.calls()) == 1
 
 
 def test_a_program_that_is_silent_goes_to_the_fallback_and_one_that_has_begun_does_not(sh):
-    ran = sh("dispatch -q --to 'exec:sleep 60' --first-token 0.3 --fallback exec:cat --new q | cat")
+    ran = sh("dispatch -q --to 'exec:sleep 60' --first-token 1 --fallback exec:cat --new q | cat")
     assert (ran.status, ran.err) == (0, "")
     assert attempts(ran) == [("exec", "unknown", "timeout"), ("exec", "ok", None)]
-    slow = "exec:sh -c 'echo begun; sleep 2.5; echo done'"
-    assert sh(f'dispatch -q --to "{slow}" --first-token 2 --new q --text') == (0, "begun\ndone\n", "")
+    slow = "exec:sh -c 'echo begun; sleep 3.5; echo done'"
+    assert sh(f'dispatch -q --to "{slow}" --first-token 3 --new q --text') == (0, "begun\ndone\n", "")
 
 
 def test_fallbacks_are_asked_in_order_and_the_one_that_answered_is_named(sh, chat):
