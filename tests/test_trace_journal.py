@@ -127,6 +127,18 @@ day         calls  failed  in  cached  out    p50    p95  first p50  first p95  
         "reviewer,1,1,{},,1,200.0,200.0,100.0,100.0\n")  # fmt: skip
 
 
+def test_times_are_rounded_to_the_even_digit_by_every_key(sh, home):
+    story = Story("run", "thread")
+    for took in (1923.0, 1925.0, 1935.0):
+        story.call("q", 0, took, "a", model=f"m{took:g}")
+    keep(home, story.journal())
+    times = {"m1923": (1920.0, 962.0), "m1925": (1920.0, 962.0), "m1935": (1940.0, 968.0)}  # 961.5, 962.5, 967.5
+    for model, (took, first) in times.items():
+        for key in ("model", "day", "thread"):
+            (row,) = sh(f"trace --by {key} --model {model}").records
+            assert (row["p50_ms"], row["p95_first_token_ms"]) == (took, first)
+
+
 def test_which_version_was_reviewed_is_one_query(sh, home, work):
     lines = ["thread-append t 'Write.' | dispatch -q --to echo --as writer | thread-append t >/dev/null",
              "dispatch -q --to echo --as reviewer 'Review it.' < t | thread-append t >/dev/null"]  # fmt: skip

@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,9 @@ from mllm_pipe.runs import digest_of
 from mllm_pipe.tracing import journalled, ledger, schema
 from mllm_pipe.tracing.filling import USAGE, Filling, connect, fill, made
 from mllm_pipe.tracing.selection import Selection
+
+_DAY = "substr(started_at, 1, 10)"
+_MANY = 20_000  # rows are counted together
 
 
 class Index:
@@ -143,8 +147,7 @@ class Index:
         if wanted.status:
             clauses.append("status = ?")
             values.append(wanted.status)
-        totals = key not in ("day", "thread") and wanted.since is wanted.until is None and not wanted.threads
-        if totals and not wanted.run:
+        if wanted.since is wanted.until is None and not wanted.threads and not wanted.run and key != "thread":
             self._totals(key, clauses, values, sums)
         else:
             self._counted(key, clauses, values, sums, wanted)
@@ -160,8 +163,13 @@ class Index:
         used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
         self._sum(f'select "{key}", sum(calls), sum(calls * (status <> \'ok\')), sum(unpriced), sum(cost), {used} '
                   f"from total join kind on kind.n = total.kind{where} group by 1", values, sums)  # fmt: skip
-        self._pace(f'select "{key}", first, value, sum(calls) from pace join kind on kind.n = pace.kind{where} '
-                   "group by 1, 2, 3", values, sums)  # fmt: skip
+        if key == "day":  # so many times differ in so many days that they are not kept
+            self._times(_DAY, f"from call join kind on kind.n = call.kind{where}", values, sums)
+            return
+        asked = (f'select "{key}", first, value, sum(calls) from pace join kind on kind.n = pace.kind{where} '
+                 "group by 1, 2, 3")  # fmt: skip
+        for value, first, milliseconds, calls in self.db.execute(asked, values):
+            (sums[value].firsts if first else sums[value].durations)[milliseconds] = calls
 
     def _counted(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum],
                  wanted: Selection) -> None:  # fmt: skip
@@ -171,12 +179,20 @@ class Index:
             values += [len(wanted.run), wanted.run]
         used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
         of = f"from call join kind on kind.n = call.kind{where}"
-        column = "substr(started_at, 1, 10)" if key == "day" else f'"{key}"'
+        column = _DAY if key == "day" else f'"{key}"'
         self._sum(f"select {column}, count(*), sum(status <> 'ok'), sum(cost is null), coalesce(sum(cost), 0), {used} "
                   f"{of} group by 1", values, sums)  # fmt: skip
-        for first, name in enumerate(("duration_ms", "first_token_ms")):
-            self._pace(f"select {column}, {first}, cast(printf('%.3g', {name}) as real), count(*) {of} "
-                       f"{'and' if where else 'where'} {name} is not null group by 1, 3", values, sums)  # fmt: skip
+        self._times(column, of, values, sums)
+
+    def _times(self, column: str, of: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
+        """Count how long the calls took."""
+        found = self.db.execute(f"select {column}, duration_ms, first_token_ms {of}", values)
+        while rows := found.fetchmany(_MANY):
+            for place, name in ((1, "durations"), (2, "firsts")):
+                known = [row for row in rows if row[place] is not None]
+                keys, digits = [row[0] for row in known], ledger.digits([row[place] for row in known])
+                for (key, time), calls in Counter(zip(keys, digits, strict=True)).items():
+                    getattr(sums[key], name)[float(time)] += calls
 
     def _sum(self, asked: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
         """Take in rows of key, calls, failed, unpriced, cost, and the sums of tokens."""
@@ -184,12 +200,6 @@ class Index:
             found = sums[value] = ledger.Sum()
             found.calls, found.failed, found.unpriced, found.cost = calls, failed, unpriced, cost
             found.usage = {name: count for name, count in zip(USAGE, used, strict=True) if count is not None}
-
-    def _pace(self, asked: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
-        """Take in rows of key, whether it is of first tokens, milliseconds, and how many there were."""
-        for value, first, milliseconds, calls in self.db.execute(asked, values):
-            found = sums[value]
-            (found.firsts if first else found.durations)[milliseconds] = calls
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """The rows of one SELECT over the views. Usage if it is none, or fails; nothing can be written by it."""
