@@ -204,6 +204,20 @@ def test_import_export_import_gives_the_same_records(house, program):
     assert (again.status, again.err, again.out) == (0, "", first)
 
 
+@pytest.mark.parametrize("target", sessions.PROGRAMS)
+def test_a_thread_that_an_answer_begins_arrives_as_it_is(house, target):
+    """Gemini puts a turn of its own first; opencode has no answer without a question, so it gets one."""
+    there = house.fresh("begun")
+    said = [["assistant", "Ahoy."], ["user", "Who is it?"], ["assistant", "A pilot."]]
+    (there.home / "t").write_text("".join(
+        json.dumps({"v": 1, "type": "message", "thread": "t", "id": str(number), "role": role, "content": text}) + "\n"
+        for number, (role, text) in enumerate(said)))  # fmt: skip
+    (made,) = there.sh(f"thread-export -q --to {target} --format json < {there.home}/t").records
+    assert there.ask(target, "next", made["session"]).status == 0
+    heard = [[role, what.strip()] for role, kind, what in there.heard(target)]
+    assert heard == [*([["user", "."]] if target == "opencode" else []), *said, ["user", "next"]]
+
+
 def test_the_headline(house):
     """Half-finished with Claude Code, finished by Codex, and on with Claude Code."""
     there = house.copy("headline")
@@ -233,7 +247,7 @@ def test_a_session_that_went_on_is_left_and_the_thread_gets_a_new_one(house):
 @pytest.mark.parametrize("target", sessions.PROGRAMS)
 def test_at_a_terminal_the_conversation_is_shown_and_goes_on(house, target):
     """The home is one whose owner has answered what each program asks at its first start."""
-    there = house.copy("terminal")
+    there = house.copy(f"terminal-{target}")  # the one before may still be tidying its home
     made = exported(there, "codex" if target == "claude" else "claude", target)
     (there.home / ".claude.json").write_text(json.dumps({
         "hasCompletedOnboarding": True, "theme": "dark",

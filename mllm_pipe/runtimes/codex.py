@@ -26,7 +26,7 @@ from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _faults, _files, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, uuid_of, write, wrong_program
 from mllm_pipe.sessions.codex import item as _item
-from mllm_pipe.sessions.codex import rollout
+from mllm_pipe.sessions.codex import rollout, rules
 
 STREAMS = TAKES_OPTIONS = TAKES_SCHEMA = True
 API = "codex"
@@ -65,8 +65,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
     CallFailed("too_large") if the newest text is longer than codex takes.
     """
-    rule = _turns.rules("codex", _base_url(target, None), ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}",
-                        result_files=False, user_first=False, empty_answers=True)  # fmt: skip
+    rule = rules(_base_url(target, None))
     placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: _item(part, "user"))
     turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)

@@ -29,7 +29,7 @@ from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _files, _gemini_reply, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, write, wrong_program
 from mllm_pipe.runtimes.google import NO_SIGNATURE
-from mllm_pipe.sessions.gemini import HIDDEN, lines
+from mllm_pipe.sessions.gemini import HIDDEN, lines, rules
 from mllm_pipe.sessions.gemini import part as kept_as
 
 STREAMS = TAKES_OPTIONS = TAKES_SCHEMA = TAKES_MAX_TOKENS = True
@@ -61,8 +61,7 @@ def session(target: Json, request: Json) -> Json:
     Pure. The lines of a thread are a prefix of those of the same thread later on. CallFailed("too_large") if the
     program would make no request for it.
     """
-    rule = _turns.rules("gemini", _endpoint(target), ids=r"[!-~]{1,128}", names=r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}",
-                        longest_name=128, objects=True, result_files=False, system="text")  # fmt: skip
+    rule = rules(_endpoint(target), user_first=True)
     placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: kept_as(part))
     turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)

@@ -21,7 +21,7 @@ import orjson
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _child, _endpoint, _files, _opencode_reply, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, write, wrong_program
-from mllm_pipe.sessions.opencode_document import TIME, with_results
+from mllm_pipe.sessions.opencode_document import TIME, rules, with_results
 from mllm_pipe.sessions.opencode_document import document as in_form
 from mllm_pipe.sessions.opencode_document import part as kept_as
 
@@ -63,8 +63,7 @@ def session(target: Json, request: Json) -> Json:
     """
     provider, model = _model(target)
     endpoint = _endpoint.endpoint(target.get("base_url") or "") or provider
-    rule = _turns.rules("opencode", endpoint, ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", objects=True,
-                        blank_text=False, result_files=False, system="text")  # fmt: skip
+    rule = rules(endpoint)
     placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: kept_as(part))
     turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)

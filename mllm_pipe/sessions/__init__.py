@@ -140,6 +140,15 @@ def settled(messages: list[Json], agent: str, rule: Json) -> tuple[list[Json], l
     return _distinct(_pieces(made, calls, results)), [*renamed, *bent]
 
 
+def told(piece: Json, rule: Json, losses: list[Json]) -> tuple[bool, list[Json]]:
+    """(did this program make it, the parts of a piece that it can be told): reasoning goes back to its maker only."""
+    ours = bool(piece["origin"]) and _turns.own(piece, rule)
+    parts = [part for part in piece["parts"] if part["type"] != "reasoning" or (ours and "raw" in part)]
+    if len(parts) < len(piece["parts"]):
+        _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
+    return ours, parts
+
+
 def _distinct(pieces: Iterable[Json]) -> list[Json]:
     """The pieces, each with an id of its own: a record's parts may come to stand apart."""
     seen: dict[str, int] = {}

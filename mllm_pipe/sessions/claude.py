@@ -12,14 +12,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import orjson
-
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled
+from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, told
 from mllm_pipe.sessions.growing import Growing
-from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, says_first
+from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
 from mllm_pipe.thread import parts_of as thread_parts
 
 Json = dict[str, Any]
@@ -277,10 +275,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
     out: list[Json] = []
     time: str = FIXED_TIME
     for piece in pieces:
-        ours = bool(piece["origin"]) and _turns.own(piece, rule)
-        parts = [part for part in piece["parts"] if part["type"] != "reasoning" or (ours and "raw" in part)]
-        if len(parts) < len(piece["parts"]):
-            _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
+        ours, parts = told(piece, rule, losses)
         if not parts:
             continue
         time = times.get(piece["id"]) or time
@@ -303,7 +298,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
     for one in out:
         one |= {"type": one["message"]["role"], "parentUuid": before, **common}
         before = one["uuid"]
-    return b"".join(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in out), losses
+    return ndjson(out), losses
 
 
 def _explicit(made: Json, part: Json) -> Json:
@@ -351,4 +346,4 @@ def lines(messages: Sequence[Json]) -> bytes:
             one = {"model": UNKNOWN_MODEL, **one, "id": f"msg_{ident}"}
         made.append({**line, "timestamp": FIXED_TIME, "message": one})
         before = ident
-    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in made)
+    return ndjson(made)

@@ -17,8 +17,8 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import message, opaque, record, session_id, settled, span
-from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, says_first
+from mllm_pipe.sessions import message, opaque, record, session_id, settled, span, told
+from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
 
 Json = dict[str, Any]
 
@@ -213,22 +213,23 @@ def part_of(block: Any) -> Json:
 # -- to a session -----------------------------------------------------------------------------------------------------
 
 
+def rules(endpoint: str) -> Json:
+    """What turns have to be like that codex reads, of an answer's endpoint. An answer with nothing in it stays: the
+    user's turns around it would else be one, and be told otherwise when it is old than when it was the newest."""
+    return _turns.rules("codex", endpoint, ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", result_files=False,
+                        user_first=False, empty_answers=True)  # fmt: skip
+
+
 def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
     """A branch as a rollout, and what of it is lost. spans: by the id of the answer."""
-    rule = _turns.rules("codex", "", ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", result_files=False,
-                        user_first=False)  # fmt: skip
+    rule = rules("")
     pieces, losses = settled(messages, agent, rule)
     times = {one["id"]: one.get("at") for one in messages}
     time: str = next((one["at"] for one in messages if "at" in one), FIXED_TIME)
-    meta = {"id": ident, "timestamp": time, "cwd": cwd, "originator": "codex_cli_rs", "cli_version": KNOWN,
-            "source": "cli"}  # fmt: skip
-    out: list[tuple[str, str, Json]] = [(time, "session_meta", meta)]
+    out: list[tuple[str, str, Json]] = [(time, "session_meta", _meta(ident, time, cwd, "codex_cli_rs", "cli"))]
     model: Any = None
     for piece in pieces:
-        ours = bool(piece["origin"]) and _turns.own(piece, rule)
-        parts = [part for part in piece["parts"] if part["type"] != "reasoning" or (ours and "raw" in part)]
-        if len(parts) < len(piece["parts"]):
-            _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
+        ours, parts = told(piece, rule, losses)
         if not parts:
             continue
         time = times.get(piece["id"]) or time
@@ -249,9 +250,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
             used = {theirs: spans[piece["id"]]["usage"][own] for theirs, own in USAGE.items()
                     if own in spans[piece["id"]]["usage"]}  # fmt: skip
             out.append((time, "token_usage_record", _tokens(used, ident, origin.get("response_id"))))
-    # Without an end codex inserts a turn that says it was aborted.
-    out.append((time, "event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
-    return b"".join(_line(*one) for one in out), losses
+    return _written(out), losses
 
 
 def _shown(made: Json) -> Json | None:
@@ -299,9 +298,15 @@ def _tokens(used: Json, ident: str, response: Any) -> Json:
             "usage": total, "turn_token_usage": total, "thread_token_usage": total}  # fmt: skip
 
 
-def _line(time: str, kind: str, payload: Json) -> bytes:
-    line = {"timestamp": time, "type": kind, "payload": payload}
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+def _meta(ident: str, time: str, cwd: str, originator: str, source: str) -> Json:
+    return {"id": ident, "timestamp": time, "cwd": cwd, "originator": originator, "cli_version": KNOWN,
+            "source": source}  # fmt: skip
+
+
+def _written(lines: Sequence[tuple[str, str, Json]]) -> bytes:
+    """A rollout of (time, type, payload) lines. Without an end codex inserts a turn that says it was aborted."""
+    end = lines[-1][0], "event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}
+    return ndjson({"timestamp": time, "type": kind, "payload": payload} for time, kind, payload in [*lines, end])
 
 
 def item(part: Json, role: str) -> Json:
@@ -324,17 +329,9 @@ def item(part: Json, role: str) -> Json:
 
 def rollout(items: Sequence[Json], ident: str) -> bytes:
     """The session file of a history. The ids of its items are digests of all that stands before them."""
-    meta = {"id": ident, "timestamp": FIXED_TIME, "cwd": "/", "originator": "codex_exec", "cli_version": "0.169.0",
-            "source": "exec"}  # fmt: skip
-    lines: list[tuple[str, dict[str, Any]]] = [("session_meta", meta)]
+    lines = [(FIXED_TIME, "session_meta", _meta(ident, FIXED_TIME, "/", "codex_exec", "exec"))]
     before = ""
     for item in items:
         before = uuid_of(before, item)
-        prefix = PREFIX[item["type"]]
-        lines.append(("response_item", {**item, "id": f"{prefix}_{before}"}))
-    # Without an end codex inserts a turn that says it was aborted.
-    lines.append(("event_msg", {"type": "task_complete", "turn_id": "t1", "last_agent_message": None}))
-    return b"".join(
-        orjson.dumps({"timestamp": FIXED_TIME, "type": kind, "payload": payload}, option=orjson.OPT_APPEND_NEWLINE)
-        for kind, payload in lines
-    )
+        lines.append((FIXED_TIME, "response_item", {**item, "id": f"{PREFIX[item['type']]}_{before}"}))
+    return _written(lines)

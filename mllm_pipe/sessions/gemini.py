@@ -20,7 +20,7 @@ from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
 from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span
-from mllm_pipe.sessions.store import Held, Reader, Whole, create, files_in, held_in, says_first
+from mllm_pipe.sessions.store import Held, Reader, Whole, create, files_in, held_in, ndjson, says_first
 
 Json = dict[str, Any]
 
@@ -289,10 +289,17 @@ def _usage(tokens: Json) -> Json:
 # -- to a session -----------------------------------------------------------------------------------------------------
 
 
+def rules(endpoint: str, user_first: bool) -> Json:
+    """What turns have to be like that gemini reads, of an answer's endpoint. user_first: for a file whose first turn
+    stands in the place of the one about date and directory, which is the user's."""
+    return _turns.rules("gemini", endpoint, ids=r"[!-~]{1,128}", names=r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}",
+                        longest_name=128, objects=True, result_files=False, system="text",
+                        user_first=user_first)  # fmt: skip
+
+
 def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
     """A branch as a session file, and what of it is lost. spans: by the id of the answer."""
-    rule = _turns.rules("gemini", "", ids=r"[!-~]{1,128}", names=r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}", longest_name=128,
-                        objects=True, result_files=False, system="text", user_first=False)  # fmt: skip
+    rule = rules("", user_first=False)  # the program puts its own first turn before it
     pieces, losses = settled(messages, agent, rule)
     times = {one["id"]: one.get("at") for one in messages}
     time: str = next((one["at"] for one in messages if "at" in one), FIXED_TIME)
@@ -324,7 +331,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         out.append({**line, "type": "gemini", "content": text, "thoughts": thoughts, **used,
                     "model": model or UNKNOWN_MODEL, **asked})  # fmt: skip
     whole = [{**head, "lastUpdated": time, "kind": "main"}, *out]
-    return b"".join(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in whole), losses
+    return ndjson(whole), losses
 
 
 def _thought(one: Json) -> bool:
@@ -374,4 +381,4 @@ def lines(given: Sequence[Json]) -> bytes:
     for one in given:
         ident = uuid_of(ident, one) if ident else FIRST_ID
         made.append({"id": ident, "timestamp": FIXED_TIME, **one})
-    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in made)
+    return ndjson(made)

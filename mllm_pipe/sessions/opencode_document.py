@@ -28,10 +28,15 @@ def session_id(thread: str, *more: Any) -> str:
     return f"ses_{uuid_of(thread, *more).replace('-', '')[:26]}"
 
 
+def rules(endpoint: str) -> Json:
+    """What turns have to be like that opencode reads, of an answer's endpoint."""
+    return _turns.rules("opencode", endpoint, ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", objects=True,
+                        blank_text=False, result_files=False, system="text")  # fmt: skip
+
+
 def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
     """A branch as a document, and what of it is lost. spans: by the id of the answer."""
-    rule = _turns.rules("opencode", "", ids="[a-zA-Z0-9_-]{1,64}", names="[a-zA-Z0-9_-]{1,64}", objects=True,
-                        blank_text=False, result_files=False, system="text", user_first=True)  # fmt: skip
+    rule = rules("")
     pieces, losses = settled(messages, agent, rule)
     by_id = {one["id"]: one for one in messages}
     results = [part for piece in pieces for part in piece["parts"] if part["type"] == "tool_result"]

@@ -165,6 +165,11 @@ def read_whole(path: str) -> bytes:
     return data
 
 
+def ndjson(lines: Iterable[Json]) -> bytes:
+    """The bytes of a session that has an object a line."""
+    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+
+
 def create(path: str, data: bytes) -> bool:
     """Make a new file, whole, for the user alone. False if there is another of that name; the very same one is left.
 
