@@ -254,6 +254,51 @@ def test_a_turn_that_was_taken_back_stays_as_a_branch(sh, work):
     assert sh("dispatch -q --to exec:cat < t | jq -r 'select(.author.runtime == \"exec\").content'").out.count("wrong") == 0
 
 
+def test_reasoning_images_and_a_compaction_arrive_as_records(sh, work):
+    thought = {"type": "thinking", "thinking": "Four.", "signature": "s"}
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw=="}}
+    write(work / "s", [
+        line("u", None, content=[{"type": "text", "text": "What is this?"}, image]),
+        line("a", "u", "assistant", [thought, {"type": "text", "text": "A dot."}]),
+        line("c", "a", content="They spoke of a dot.", isCompactSummary=True), line("v", "c", content="And now?"),
+    ])  # fmt: skip
+    ran = sh("thread-import --from claude ./s > t; cat t")
+    assert (ran.status, ran.err) == (0, "")
+    assert [(one["id"], one["type"], one["content"]) for one in ran.records] == [
+        ("u", "message", [{"type": "text", "text": "What is this?"}, {"type": "file", "media_type": "image/png", "data": "iVBORw=="}]),
+        ("a", "message", [{"type": "reasoning", "text": "Four.", "raw": thought}, {"type": "text", "text": "A dot."}]),
+        ("c", "summary", [{"type": "text", "text": "They spoke of a dot."}]), ("v", "message", "And now?")]  # fmt: skip
+    assert ran.records[2]["covers"] == ["u", "a"]
+    back = sh("thread-export -q --to claude --format json < t | jq -r .path | xargs jq -c .message.content").out
+    assert [orjson.loads(one) for one in back.splitlines()][:2] == [
+        [{"type": "text", "text": "What is this?"}, image], [thought, {"type": "text", "text": "A dot."}]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "answered", "took"), [
+    ("2026-01-02T03:04:05.250Z", "2026-01-02T03:05:06.000Z", 60750),
+    ("2026-01-02T03:04:05.250Z", "2026-01-02T03:04:05.250500Z", 0),
+    ("2026-12-31T23:59:60.500Z", "2027-01-01T00:00:00.000Z", 0),
+    ("2026-13-40T03:04:05.250Z", "2026-01-02T03:04:05.250Z", 0),
+    ("2026-01-02T03:04:05.250Z", "yesterday", 0),
+    ("2026-01-02T03:04:06.000Z", "2026-01-02T03:04:05.250Z", 0),
+])  # fmt: skip
+def test_an_answer_took_the_time_since_what_it_answers_and_none_if_a_time_is_none(sh, work, asked, answered, took):
+    answer = line("a", "u", "assistant", [{"type": "text", "text": "yes"}], timestamp=answered)
+    answer["message"]["usage"] = {"input_tokens": 1, "output_tokens": 1}
+    write(work / "s", [line("u", None, timestamp=asked), answer])
+    assert sh("thread-import --from claude ./s | jq 'select(.op).duration_ms'") == (0, f"{took}\n", "")
+
+
+def test_a_list_is_newest_first(sh, home, work):
+    older, newer = lay(home, "claude", work), lay(home, "claude", work, OTHER["claude"])
+    os.utime(older, (1, 1))
+    os.utime(newer, (2, 2))
+    line = "thread-import --from claude --list | jq -r '[.session, .at, .turns, .tokens, .first] | @tsv'"
+    assert sh(line).out == (
+        f"{OTHER['claude']}\t1970-01-01T00:00:02.000Z\t1\t92\tWhat is 2+2?\n"
+        f"{IDS['claude']}\t1970-01-01T00:00:01.000Z\t1\t92\tWhat is 2+2?\n")  # fmt: skip
+
+
 def test_what_the_program_put_in_is_left_out(sh, work):
     write(work / "s", [
         line("u", None, content=[{"type": "text", "text": "<system-reminder>\nx"}, {"type": "text", "text": "hi"}]),

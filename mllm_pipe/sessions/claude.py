@@ -143,7 +143,7 @@ class _Tree:
             return
         calls = [] if isinstance(parts, str) else [part["call_id"] for part in parts if part["type"] == "tool_result"]
         role = "tool" if calls and len(calls) == len(parts) else "user"
-        above = self._below(above, calls)
+        above = self._among(above, calls) if calls and above is not None else self._after(above)
         self.stands[uuid] = self.last = self.out.add(message(self.thread, uuid, at, role, parts), above, None)
 
     def _answer(self, line: Json, uuid: str, said: Json, above: int | None) -> None:
@@ -166,24 +166,27 @@ class _Tree:
             made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
             made["origin"] = {"api": "claude", "model": named, "response_id": group}
             _finish(made, said.get("stop_reason"))
-            self.stands[uuid] = self.last = number = self.out.add(made, self._below(above, []), used)
+            self.stands[uuid] = self.last = number = self.out.add(made, self._after(above), used)
             if group:
                 self.answers[group] = number
 
-    def _below(self, above: int | None, calls: list[str]) -> int | None:
+    def _after(self, above: int | None) -> int | None:
+        """What a message hangs from that is said after this one: what comes after one result comes after all."""
+        if above is None or above not in self.owner:
+            return above
+        return self.last_result[self.owner[above]]
+
+    def _among(self, above: int, calls: list[str]) -> int | None:
         """What a message hangs from that has the results of these calls: results of one answer stand one after the
-        other, and what comes after one of them comes after all."""
-        if above is None:
-            return None
+        other. The second result of a call is said after all of them."""
         answer = self.owner.get(above, above)
+        results = {(answer, call) for call in calls}
+        if not results.isdisjoint(self.told):
+            return self._after(above)
+        self.told |= results
         last = self.last_result.get(answer, answer)
-        if calls:
-            results = {(answer, call) for call in calls}
-            if results.isdisjoint(self.told):
-                self.told |= results
-                self.owner[len(self.out)], self.last_result[answer] = answer, len(self.out)
-                return last
-        return last if above in self.owner else above
+        self.owner[len(self.out)], self.last_result[answer] = answer, len(self.out)
+        return last
 
 
 def _unknown(thread: str, line: Json) -> Json:

@@ -50,18 +50,24 @@ class Growing:
         """Take a message that hangs from another one, or from none, and give its number; usage: of an answer, None if
         it told none."""
         number = len(self._lines)
+        reply = ""
         if above is None:
             tree = number
         else:
             tree = self._trees[above]
             if above != self._newest[tree]:
-                self._replies[number] = self._idents[above]
+                reply = self._idents[above]
         self._newest[tree] = number
-        self._put(b"", tree, above, made)
+        line = b""
         if made["role"] == "assistant":
             self._open[number] = made, usage
+            if reply:
+                self._replies[number] = reply
         else:
-            self._freeze(number, made, None)
+            if reply:
+                made["reply_to"] = reply
+            line = line_of(made)[:-1]  # a copy: what orjson gives has room for four times as much
+        self._put(line, tree, above, made)
         if number - OPEN in self._open:
             self._freeze(number - OPEN, *self._open.pop(number - OPEN))
         return number
@@ -109,6 +115,7 @@ class Growing:
         self._times.append(made.get("at"))
 
     def _freeze(self, number: int, made: Json, usage: Json | None) -> None:
+        """Make an answer its line, and that of its span."""
         if number in self._replies:
             made["reply_to"] = self._replies[number]
         self._times[number] = made.get("at")  # that of an answer's last line
@@ -117,7 +124,7 @@ class Growing:
             made["run_id"] = f"span-{made['id']}"
             asked_at = None if above is None else self._times[above]
             self._spans[number] = line_of(span(made, asked_at, usage))[:-1]
-        self._lines[number] = line_of(made)[:-1]  # a copy: what orjson gives has room for four times as much
+        self._lines[number] = line_of(made)[:-1]
 
     def _thawed(self, number: int) -> tuple[Json, Json | None]:
         made, about = orjson.loads(self._lines[number]), self._spans[number]

@@ -108,14 +108,15 @@ class Reader:
                     number += 1
                     if not line:
                         continue
-                    try:
-                        value = orjson.loads(line) if isinstance(line, bytes) else None
-                    except orjson.JSONDecodeError:
-                        value = None
-                    if isinstance(value, dict) and isinstance(line, bytes) and not _too_deep(value, line):
-                        yield value
-                    else:
-                        self.bad.append((line, number))
+                    if isinstance(line, bytes):
+                        try:
+                            value = orjson.loads(line)
+                        except orjson.JSONDecodeError:
+                            value = None
+                        if isinstance(value, dict) and not _too_deep(value, line):
+                            yield value
+                            continue
+                    self.bad.append((line, number))
             if lines.torn and self.bad and self.bad[-1][1] == number:
                 self.torn = True
                 self.bad.pop()
