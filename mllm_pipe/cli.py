@@ -39,7 +39,7 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         for argument in given:
             if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
                 raise Usage(f"the argument {argument!r} is no UTF-8")
-        status = command.main(arguments, prog_name=name, standalone_mode=False)
+        status = _result_of(command, arguments, name)
         if sys.stdout is not None:
             sys.stdout.flush()
         leave(status if isinstance(status, int) else 0)
@@ -83,6 +83,17 @@ def _blamed(wrong: click.ClickException) -> str:
         if source is click.core.ParameterSource.ENVIRONMENT:
             return f"{parameter.envvar}: {wrong.message}"
     return wrong.format_message()
+
+
+def _result_of(command: click.Command, arguments: list[str] | None, name: str) -> Any:
+    """What the command's callback gives. Where it fails, the calls that are in flight are heard out first."""
+    try:
+        return command.main(arguments, prog_name=name, standalone_mode=False)
+    except Failure:
+        pool = sys.modules.get("mllm_pipe.calling.pool")
+        if pool:
+            pool.hear_out()
+        raise
 
 
 def _let_go() -> Any:

@@ -126,8 +126,34 @@ def test_a_reader_that_leaves_ends_all_that_is_in_flight(sh, home, batch):
 
 def test_a_full_disk_ends_all_with_74(sh, batch):
     batch(40)
-    ran = sh("dispatch -j 4 --to echo < in > /dev/full")
+    ran = sh("dispatch -q -j 4 --to echo < in > /dev/full")
     assert ran.status == 74 and ran.err.startswith("dispatch: stdout cannot be written: No space left on device; ")
+
+
+def slow_but_the_first(number, text):
+    if number > 1:
+        time.sleep(0.5)  # still in flight when the first one cannot be written
+    return 200, {}, f"answer to {last_words(text)}."
+
+
+def test_a_full_disk_loses_no_answer_that_was_asked_for(sh, home, batch):
+    batch(40)
+    with Play(slow_but_the_first) as server:
+        ran = sh(f"dispatch -j 4 --to openai-chat:m --base-url {server.url} < in > /dev/full")
+    assert ran.status == 74 and "calls are in flight, and heard out; Ctrl-C ends them\n" in ran.err
+    journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_text()
+    assert 4 <= server.count < 10 and journal.count('"content":"answer to ') == server.count
+
+
+def test_a_journal_that_is_full_loses_no_answer_that_was_asked_for(sh, work, home, batch):
+    batch(40)
+    with Play(slow_but_the_first) as server:
+        line = f"dispatch -j 4 --to openai-chat:m --base-url {server.url} < in"
+        ran = sh(f"(ulimit -f 5; {line}; echo $? > status) | cat > out")
+    assert (work / "status").read_text() == "74\n" and "the journal cannot be written: " in ran.err
+    kept = (home / ".local/state/mllm-pipe/journal.jsonl").read_text() + (work / "out").read_text()
+    answers = set(re.findall(r'"content":"answer to ([0-9]+)\.', kept))
+    assert 4 <= server.count < 40 and len(answers) == server.count
 
 
 def test_a_defect_in_a_worker_is_told_as_one(sh, batch):

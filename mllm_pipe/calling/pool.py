@@ -5,7 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mllm_pipe.calling.inflight import live
+from mllm_pipe.terminal import note
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -28,7 +34,7 @@ def in_flight(
     With one job everything happens in the thread of the caller. Else `items` is read in a thread of its own, so that
     what is done goes out while the next is waited for, and at most jobs * AHEAD items are here at once. `first` is done
     with each item before, one at a time and always in the thread of the caller. What `work`, `first` or `items` raises
-    is raised at once; the work of the others is then left to the end of the process.
+    is raised when those who are at work have ended, and what they made was given.
     """
     if jobs == 1:
         for item in items:
@@ -48,6 +54,7 @@ def in_flight(
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
     workers, reader = ThreadPoolExecutor(jobs, "worker"), ThreadPoolExecutor(1, "reader")
+    _crews.append(workers)
     room = BoundedSemaphore(jobs * AHEAD)
     # What has ended: a number, an item and its work; -1: the reader, with the number of items. None: a new item.
     ended: SimpleQueue[tuple[int, Any, Future[Any] | None]] = SimpleQueue()
@@ -82,6 +89,11 @@ def in_flight(
             expected = future.result()
             continue
         if failure := future.exception():
+            hear_out()
+            while not ended.empty():
+                number, item, future = ended.get()
+                if number >= 0 and future and not future.cancelled() and not future.exception():
+                    waiting[number] = item, future.result()
             for done in sorted(waiting):  # what is finished was paid for, and may be nowhere else
                 yield waiting[done]
             raise failure
@@ -90,6 +102,17 @@ def in_flight(
             yield waiting.pop(number)
             given += 1
             room.release()
+
+
+_crews: list[ThreadPoolExecutor] = []
+
+
+def hear_out() -> None:
+    """Nobody is asked any more; who was asked already is heard out, for the answer may have been paid for."""
+    if live:
+        note(f"{len(live)} calls are in flight, and heard out; Ctrl-C ends them")
+    for crew in _crews:
+        crew.shutdown(cancel_futures=True)
 
 
 def several(workers: int) -> Callable[[Callable[[Item], Made], list[Item]], list[Made]]:
