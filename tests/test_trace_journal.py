@@ -327,6 +327,20 @@ def test_the_index_counts_as_the_records_do(sh, home, runs):
     assert timestamp(BEGAN) == "2026-11-24T06:00:00.000Z"
 
 
+def test_times_that_were_counted_apart_are_counted_together_when_they_are_many(sh, home):
+    first, more = Story("run", "t"), Story("more", "u")
+    first.call("q", 0, 100, "a", model="m0")
+    journal = keep(home, first.journal())
+    assert [row["calls"] for row in sh("trace --by runtime").records] == [1]
+    more.call("q", 0, 100, None, model="m#")
+    with journal.open("ab") as file:
+        file.writelines(more.journal().replace(b"m#", b"m%d" % number) for number in range(26_000))
+    (row,) = sh("trace --by runtime").records
+    assert (row["calls"], row["p50_ms"], row["p95_first_token_ms"]) == (26_001, 100.0, 50.0)
+    asked = "select count(*) as lines, sum(calls) as calls, max(calls) as most from pace where first = 0"
+    assert sh(f"trace --sql '{asked}'").records == [{"lines": 26_000, "calls": 26_001, "most": 2}]
+
+
 def test_a_long_journal_is_read_in_parts(sh, home):
     """Of 130 MB a process reads its part of at least 32: the index is what one alone makes, with calls that begin in one
     part and end in another, one that never ended, a bad line, and one that is not whole yet."""

@@ -35,7 +35,7 @@ _SUMS = "calls, unpriced, cost, " + ", ".join(USAGE)
 _ADDED = "on conflict do update set " + ", ".join(
     f"{name} = coalesce({name} + excluded.{name}, {name}, excluded.{name})" for name in _SUMS.split(", ")
 )
-_MANY = 200_000  # lines of pace are not worth counting together
+_MANY = 50_000  # lines of pace are not worth counting together
 
 
 class _Stretch(io.RawIOBase):

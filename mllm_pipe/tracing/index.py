@@ -166,10 +166,9 @@ class Index:
         if key == "day":  # so many times differ in so many days that they are not kept
             self._times(_DAY, f"from call join kind on kind.n = call.kind{where}", values, sums)
             return
-        asked = (f'select "{key}", first, value, sum(calls) from pace join kind on kind.n = pace.kind{where} '
-                 "group by 1, 2, 3")  # fmt: skip
+        asked = f'select "{key}", first, value, calls from pace join kind on kind.n = pace.kind{where}'
         for value, first, milliseconds, calls in self.db.execute(asked, values):
-            (sums[value].firsts if first else sums[value].durations)[milliseconds] = calls
+            (sums[value].firsts if first else sums[value].durations)[milliseconds] += calls
 
     def _counted(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum],
                  wanted: Selection) -> None:  # fmt: skip

@@ -6,8 +6,10 @@ counted with three significant digits, so that the sums of any number of calls f
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from decimal import Decimal
+from itertools import accumulate
 from math import ceil
 from typing import Any
 
@@ -20,6 +22,8 @@ PICODOLLARS = 10**12  # costs are summed as whole numbers of these: no price has
 
 class Sum:
     """What the calls of one key come to."""
+
+    __slots__ = ("calls", "failed", "unpriced", "cost", "usage", "durations", "firsts")
 
     def __init__(self) -> None:
         self.calls = self.failed = self.unpriced = self.cost = 0  # cost in picodollars
@@ -46,6 +50,8 @@ class Sum:
     def row(self, key: str | None) -> dict[str, Any]:
         """The line of a key. cost_usd is None if no call's cost is known, and a floor if `unpriced` is not 0."""
         known = self.unpriced < self.calls
+        p50, p95 = percentiles(self.durations, 50, 95)
+        first_p50, first_p95 = percentiles(self.firsts, 50, 95)
         return {
             "key": key,
             "calls": self.calls,
@@ -53,10 +59,10 @@ class Sum:
             "usage": {name: self.usage[name] for name in USAGE if name in self.usage},
             "cost_usd": float(Decimal(self.cost) / PICODOLLARS) if known else None,
             "unpriced": self.unpriced,
-            "p50_ms": percentile(self.durations, 50),
-            "p95_ms": percentile(self.durations, 95),
-            "p50_first_token_ms": percentile(self.firsts, 50),
-            "p95_first_token_ms": percentile(self.firsts, 95),
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "p50_first_token_ms": first_p50,
+            "p95_first_token_ms": first_p95,
         }
 
 
@@ -93,14 +99,12 @@ def digits(milliseconds: list[float]) -> list[str]:
     return ("%.3g " * len(milliseconds) % tuple(milliseconds)).split()
 
 
-def percentile(counts: Counter[float], share: int) -> float | None:
-    """The smallest of the values counted that `share` percent of them do not exceed; None if there are none."""
-    rank = ceil(counts.total() * share / 100)
-    for value in sorted(counts):
-        rank -= counts[value]
-        if rank <= 0:
-            return value
-    return None
+def percentiles(counts: Counter[float], *shares: int) -> list[float | None]:
+    """For each share the smallest of the values counted that so many percent of them do not exceed; None if there are
+    none."""
+    values = sorted(counts)
+    ranks = list(accumulate(counts[value] for value in values))
+    return [values[bisect_left(ranks, ceil(ranks[-1] * share / 100))] if ranks else None for share in shares]
 
 
 def as_table(rows: list[dict[str, Any]], key: str) -> str:
