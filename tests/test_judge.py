@@ -41,6 +41,14 @@ def test_a_negative_verdict_is_status_1_and_advise_makes_it_0(sh, work, score, s
     assert judged(sh, work, GOOD % score, rest="--advise").status == 0
 
 
+def test_advice_takes_back_no_verdict_of_others(sh, work):
+    thread(work, ("user", "2+2?"), ("assistant", "4"))
+    no, advice = "judge -q --check contains:MISSING < t", "judge -q --advise --check contains:4"
+    assert sh(f"{no} > out").status == 1
+    assert sh(f"{no} | {advice} > out").status == 1
+    assert sh(f"{no} --advise | {advice} > out").status == 0
+
+
 def test_pass_at_moves_the_bar(sh, work):
     assert judged(sh, work, GOOD % 3, rest="--pass-at 0.5").status == 0
     assert judged(sh, work, GOOD % 5, rest="--pass-at 1").status == 0

@@ -105,7 +105,23 @@ def test_what_got_worse_since_the_baseline_is_listed(sh, work):
         "judge:   regression: thread t0\n"
     ))  # fmt: skip
     found = orjson.loads(sh("judge -q --check contains:b --baseline old --format json < in").out)["baseline"]
-    assert found == {"compared": 4, "passed_before": 3, "passed_now": 3, "regressions": ["t0"], "improvements": ["t2"], "p": 1.0}
+    assert found == {"compared": 4, "passed_before": 3, "passed_now": 3, "regressions": ["t0"], "improvements": ["t2"], "missing": [], "p": 1.0}
+    threads(work, "abc")
+    ran = sh("judge --check contains:b --baseline old < in 2>&1 > out | tail -n 2")
+    assert ran.out == (
+        "judge: since the baseline: 1 of 1 passed, now 1; 0 regressions, 0 improvements, p = 1\n"
+        "judge: 3 threads of the baseline are not here\n"
+    )
+
+
+def test_a_thread_that_failed_before_has_not_passed(sh, work):
+    threads(work, "good", "bad", "good")
+    line = "dispatch -q --to 'exec:sh -c \"! grep -q bad && echo fine\"' again < in 2>/dev/null | judge -q --check max-chars:9 --junit r.xml"
+    ran = sh(f"{line} --format json --min-pass-rate 0.9 | jq -c '.summary|[.threads,.passed,.undecided,.pass_rate]'; exit ${{PIPESTATUS[1]}}")
+    assert (ran.status, ran.out) == (3, "[3,2,1,0.6667]\n")
+    (suite,) = list(junitparser.JUnitXml.fromfile(str(work / "r.xml")))
+    assert [[type(result).__name__ for result in case.result] for case in suite] == [[], ["Error"], []]
+    assert list(suite)[1].result[0].message == "it had failed before it was to be judged"
 
 
 def test_a_loss_that_is_no_chance_is_a_no_whatever_the_rate(sh, work):

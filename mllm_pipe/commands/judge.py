@@ -10,7 +10,7 @@ from mllm_pipe import cli
 from mllm_pipe.calling.inflight import stop_when_reader_leaves
 from mllm_pipe.calling.patience import patience_of
 from mllm_pipe.calling.pool import in_flight
-from mllm_pipe.errors import FAILED, Outcome, Usage
+from mllm_pipe.errors import FAILED, Failure, Outcome, Usage
 from mllm_pipe.judging import rubrics
 from mllm_pipe.judging.gatekeeping import Gate
 from mllm_pipe.judging.judgement import Judged, judge
@@ -89,22 +89,22 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
     for thread, done in in_flight(source.threads(), work, jobs):
         if done is None:
             outcome.fail(FAILED)
+            gate.take(thread, Judged([], Failure("it had failed before it was to be judged")))
             sink.thread(thread, [], "failed")
             continue
         if done.failure:
             say(f"thread {thread.id}: {done.failure}{NEXT_STEP.get(done.failure.code, '')}")
             outcome.fail(done.failure.status)
         gate.take(thread, done)
-        negative = done.negative() and not gate.alone
+        negative = done.negative() and not gate.alone and not advise
         outcome.said_no = outcome.said_no or thread.status == "no" or negative
         if form == "text":
             _show(done)
-        sink.thread(thread, done.made, "failed" if done.failure else "no" if negative and not advise else thread.status)
-    if gate.close():
+        sink.thread(thread, done.made, "failed" if done.failure else "no" if negative else thread.status)
+    if gate.close() and not advise:
         outcome.said_no = outcome.all_no = True
     sink.end(source, outcome)
-    status = outcome.status()
-    return 0 if advise and status == 1 else status
+    return outcome.status()
 
 
 def _replay(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:

@@ -74,9 +74,9 @@ def changes(rows: list[Row], before: dict[str, bool | None]) -> dict[str, Any]:
     """What has changed since an earlier run: threads that passed and do not any more, those that do now, and a p.
 
     before: by thread, what it was. The p is of the exact sign test (McNemar) of the changes; what was or is undecided
-    counts as not passed.
+    counts as not passed. missing: threads of then that are not here now.
     """
-    known = [row for row in rows if row["thread"] in before]
+    known, here = [row for row in rows if row["thread"] in before], {row["thread"] for row in rows}
     worse = [row["thread"] for row in known if before[row["thread"]] is True and row["pass"] is not True]
     better = [row["thread"] for row in known if before[row["thread"]] is not True and row["pass"] is True]
     return {
@@ -85,6 +85,7 @@ def changes(rows: list[Row], before: dict[str, bool | None]) -> dict[str, Any]:
         "passed_now": sum(row["pass"] is True for row in known),
         "regressions": worse,
         "improvements": better,
+        "missing": [thread for thread in before if thread not in here],
         "p": round(statistics.sign_test(len(better), len(worse)), 6),
     }
 
@@ -155,4 +156,5 @@ def changed(found: dict[str, Any]) -> str:
         f"since the baseline: {found['passed_before']} of {found['compared']} passed, now {found['passed_now']}; "
         f"{len(found['regressions'])} regressions, {len(found['improvements'])} improvements, p = {found['p']:g}\n"
     )
-    return head + "".join(f"  regression: thread {thread}\n" for thread in found["regressions"])
+    gone = f"{len(found['missing'])} threads of the baseline are not here\n" if found["missing"] else ""
+    return head + gone + "".join(f"  regression: thread {thread}\n" for thread in found["regressions"])
