@@ -29,13 +29,13 @@ PART = 32 << 20  # bytes that are worth a process
 _PARTS = 4  # at most
 _BLOCK = 1 << 18  # larger ones are new memory each time, which costs more than to copy them
 _ROWS = 1000  # are written at once
-_NULL = nan  # SQLite takes it for a null, which sqlite3 binds ten times as slowly; JSON has none
+_NULL = nan  # SQLite takes it for a null, which sqlite3 binds several times as slowly; JSON has none
 _CALL = "insert into call values (" + ",".join("?" * 20) + ")"
 _SUMS = "calls, unpriced, cost, " + ", ".join(USAGE)
 _ADDED = "on conflict do update set " + ", ".join(
     f"{name} = coalesce({name} + excluded.{name}, {name}, excluded.{name})" for name in _SUMS.split(", ")
 )
-_MANY = 50_000  # lines of pace are not worth counting together
+_MANY = 50_000  # lines of pace more are not worth counting together
 
 
 class _Stretch(io.RawIOBase):
