@@ -264,8 +264,13 @@ def test_at_a_terminal_the_conversation_is_shown_and_goes_on(house, target):
     model = {"claude": "--model claude-sonnet-4-5", "gemini": "-m gemini-2.5-flash"}.get(target, "")
     tmux = f"tmux -L {there.home.name}-{target}-{os.getpid()}"
     heard_before = len(there.servers[target].calls())
+    # At a terminal it starts a server, and what keeps that up to date; neither ends with it.
+    ended = """
+        codex app-server daemon stop >/dev/null
+        kill $(jq .pid ~/.codex/app-server-daemon/daemon-updater.pid)
+    """ if target == "codex" else ":"  # fmt: skip
     line = f"""
-        trap '{tmux} kill-server' EXIT
+        trap '{tmux} kill-server; {ended}' EXIT
         until_there() {{ for _ in $(seq 300); do {tmux} capture-pane -p | grep -q "$1" && return; sleep 0.1; done; return 1; }}
         TERM=xterm-256color {tmux} -f /dev/null new-session -d -x 120 -y 50 '{made["command"]} {model}'
         until_there '{ASKED}' && until_there LOOPBACK-OK || {{ {tmux} capture-pane -p; exit 1; }}
