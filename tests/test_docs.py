@@ -5,8 +5,8 @@ What a document may hold, so that it can be checked:
     README      ```console   `$ ` begins a command, `> ` goes on with it; what follows is what a terminal shows
                 ```sh        examples that need a vendor or a network: the shell has to understand them
                 ```make      written to the file that its first line names: `# gate.mk`
-                ```toml      the user's mllm.toml
-    man pages   .EX ... .EE  with `$ ` lines as console, with [sections] as toml, else as sh
+                ```toml      mllm.toml, where the commands run
+    man pages   .EX ... .EE  with `$ ` lines as console, with [sections] as toml, the user's mllm.toml, else as sh
     --help      `$ ` begins a command that has to end with status 0
 
 All examples of a document are run in one shell, in order, at a terminal, in an empty home, offline. Ids, times,
@@ -168,6 +168,8 @@ def test_every_example_shows_what_it_says(name: str, home: dict[str, str], tmp_p
     for block in blocks:
         if block.kind == "make":
             (folder / block.text.split()[1]).write_text(block.text)
+        elif block.kind == "toml" and name == "README.md":
+            (folder / "mllm.toml").write_text(block.text)
         elif block.kind == "toml":
             configuration = tmp_path / "config" / "mllm-pipe" / "mllm.toml"
             configuration.parent.mkdir(parents=True, exist_ok=True)

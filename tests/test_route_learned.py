@@ -150,7 +150,7 @@ def test_without_numpy_a_fit_says_what_is_missing_and_a_decision_needs_none(sh, 
     (work / "no").mkdir()
     (work / "no/numpy.py").write_text("raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')\n")
     assert sh("route --fit log -o x", PYTHONPATH="no") == (
-        2, "", "route: --fit needs numpy: pip install 'mllm-pipe[learn]'; deciding does not\n")  # fmt: skip
+        2, "", "route: --fit needs numpy, deciding does not; in the checkout: pip install '.[learn]'\n")  # fmt: skip
     (work / "mllm.toml").write_text(AGENTS + ROUTER % ', target = "big"')
     thread(work, ("user", "please tell me some thing about the integral now"))
     assert sh("route --format text < t", PYTHONPATH="no").out.startswith("big  learned  thread t  rule 1: strong at 0.")

@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more threads only spin at 
 try:
     import numpy as np
 except ModuleNotFoundError:
-    raise Usage("--fit needs numpy: pip install 'mllm-pipe[learn]'; deciding does not") from None
+    raise Usage("--fit needs numpy, deciding does not; in the checkout: pip install '.[learn]'") from None
 
 FOLDS = 5
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3)  # of the squared weights, beside the mean loss; the best is chosen on folds
