@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import isfinite
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -120,6 +122,52 @@ def _defect(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     leave(DEFECT)
 
 
+# -- what flags and names are read as
+
+# By command, what may be given an empty text: a system text, which then adds nothing, and PROMPT and TEXT, with FILE
+# where --new makes it TEXT, which have an answer of their own to it. Of a KEY VALUE, VALUE may be empty.
+MAY_BE_EMPTY = {"dispatch": {"prompt", "system"}, "group": {"prompt"}, "thread-append": {"file", "system", "text"}}
+
+
+class _Filled(click.Parameter):
+    """A parameter that is Usage where the command line gives it nothing: what a variable that is not set leaves of
+    `--resume "$RUN"` is not the same as no flag."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        value, source = super().consume_value(ctx, opts)
+        if source is click.core.ParameterSource.COMMANDLINE and not ctx.resilient_parsing:
+            given = value if self.multiple or self.nargs == -1 else [value]
+            empty = any((one[0] if self.nargs > 1 else one) == "" for one in given)
+            if empty and self.name not in MAY_BE_EMPTY.get(str(ctx.command.name), ()):
+                raise Usage(f"{self._said()} is empty; is a variable not set?")
+        return value, source
+
+    def _said(self) -> str:
+        return self.opts[-1] if isinstance(self, click.Option) else self.human_readable_name.strip("[]")
+
+
+class _Option(_Filled, click.Option):
+    pass
+
+
+class _Argument(_Filled, click.Argument):
+    pass
+
+
+option = partial(click.option, cls=_Option)
+argument = partial(click.argument, cls=_Argument)
+
+
+class Number(click.FloatRange):
+    """A number of a range: nan, which no comparison holds of, and inf are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not isfinite(number):
+            self.fail(f"{number} is no number", param, ctx)
+        return number
+
+
 # -- what several commands' flags share
 
 
@@ -127,19 +175,13 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--grouped, --max-line, -q, --version and -h, which every filter has."""
     return _with(
         function,
-        click.option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
-        click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
-                     help="Longest line that is taken (default 64 MiB)."),
-        click.option("-q", "--quiet", is_flag=True, callback=hush, envvar="MLLM_QUIET",
-                     help="Say nothing on stderr but errors."),
+        option("--grouped", is_flag=True, help="The threads stand together: act when the next one begins."),
+        option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
+               help="Longest line that is taken (default 64 MiB)."),
+        option("-q", "--quiet", is_flag=True, callback=hush, envvar="MLLM_QUIET",
+               help="Say nothing on stderr but errors."),
         *_COMMON,
     )  # fmt: skip
-
-
-def _number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value != value:
-        raise click.BadParameter("nan is no number", context, parameter)
-    return value
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -177,40 +219,40 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every call of a runtime can be told, from -m to --timeout."""
     return _with(
         function,
-        click.option("-m", "--model", metavar="MODEL", help="The model; also RUNTIME:MODEL or RUNTIME/MODEL."),
-        click.option("--base-url", metavar="URL", help="Where the API is."),
-        click.option("--key-env", metavar="NAME",
-                     help="The environment variable that holds the key; an exec: program sees it."),
-        click.option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
-        click.option("--max-tokens", type=click.IntRange(1), metavar="N",
-                     help="Longest answer; codex and exec: programs take no notice."),
-        click.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
-                     help="Where an agent program works (default: an empty directory)."),
-        click.option("--allow", type=click.Choice(["read", "write", "all"]),
-                     help="What an agent program may do by itself (default: nothing)."),
-        click.option("--fallback", "fallbacks", multiple=True, metavar="SPEC",
-                     help="Who is asked where that one fails; in order."),
-        click.option("--max-retries", type=click.IntRange(0), default=2, metavar="N",
-                     help="How often a target that was busy or out of reach is asked again (default 2)."),
-        click.option("--retry-after-cap", "retry_after_cap_s", type=click.FloatRange(0), default=60.0, callback=_number,
-                     metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
-        click.option("--first-token", "first_byte_s", type=click.FloatRange(0, min_open=True), callback=_number,
-                     metavar="SECONDS", help="Limit until it begins to answer."),
-        click.option("--retry-unknown", is_flag=True, envvar="MLLM_RETRY_UNKNOWN",
-                     help="Ask again also what may have been billed: silent and cut answers."),
-        click.option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time, to each target."),
-        click.option("--resume", metavar="RUN", envvar="MLLM_RESUME",
-                     help="Take what RUN has an answer for from the journal; ask for the rest."),
-        click.option("--cache", is_flag=True, help="Take what any run has a whole answer for from the journal."),
-        click.option("--cache-ttl", callback=_duration, metavar="TIME",
-                     help="The same for answers no older than this: 90s, 15m, 12h, 7d."),
-        click.option("--max-cost", type=click.FloatRange(0), callback=_number, metavar="USD",
-                     help="Send nothing that could take the command beyond this."),
-        click.option("--max-tokens-total", type=click.IntRange(0), metavar="N",
-                     help="The same in tokens, of prompts and answers."),
-        click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0,
-                     envvar="MLLM_TIMEOUT", callback=_number, metavar="SECONDS",
-                     help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
+        option("-m", "--model", metavar="MODEL", help="The model; also RUNTIME:MODEL or RUNTIME/MODEL."),
+        option("--base-url", metavar="URL", help="Where the API is."),
+        option("--key-env", metavar="NAME",
+               help="The environment variable that holds the key; an exec: program sees it."),
+        option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
+        option("--max-tokens", type=click.IntRange(1), metavar="N",
+               help="Longest answer; codex and exec: programs take no notice."),
+        option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
+               help="Where an agent program works (default: an empty directory)."),
+        option("--allow", type=click.Choice(["read", "write", "all"]),
+               help="What an agent program may do by itself (default: nothing)."),
+        option("--fallback", "fallbacks", multiple=True, metavar="SPEC",
+               help="Who is asked where that one fails; in order."),
+        option("--max-retries", type=click.IntRange(0), default=2, metavar="N",
+               help="How often a target that was busy or out of reach is asked again (default 2)."),
+        option("--retry-after-cap", "retry_after_cap_s", type=Number(0), default=60.0,
+               metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
+        option("--first-token", "first_byte_s", type=Number(0, min_open=True),
+               metavar="SECONDS", help="Limit until it begins to answer."),
+        option("--retry-unknown", is_flag=True, envvar="MLLM_RETRY_UNKNOWN",
+               help="Ask again also what may have been billed: silent and cut answers."),
+        option("--rate", callback=_rate, metavar="N/s|N/m", help="Most calls in that time, to each target."),
+        option("--resume", metavar="RUN", envvar="MLLM_RESUME",
+               help="Take what RUN has an answer for from the journal; ask for the rest."),
+        option("--cache", is_flag=True, help="Take what any run has a whole answer for from the journal."),
+        option("--cache-ttl", callback=_duration, metavar="TIME",
+               help="The same for answers no older than this: 90s, 15m, 12h, 7d."),
+        option("--max-cost", type=Number(0), metavar="USD",
+               help="Send nothing that could take the command beyond this."),
+        option("--max-tokens-total", type=click.IntRange(0), metavar="N",
+               help="The same in tokens, of prompts and answers."),
+        option("--timeout", type=Number(0, min_open=True), default=600.0,
+               envvar="MLLM_TIMEOUT", metavar="SECONDS",
+               help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
     )  # fmt: skip
 
 
@@ -222,6 +264,6 @@ _COMMON = (
 
 def _with(function: Callable[..., Any], *options: Options) -> Callable[..., Any]:
     """The function with options that its help lists in this order: click puts each new one first."""
-    for option in reversed(options):
-        function = option(function)
+    for one in reversed(options):
+        function = one(function)
     return function

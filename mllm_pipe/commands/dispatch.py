@@ -21,40 +21,40 @@ from mllm_pipe.wishing import Wishes
 
 
 @click.command("dispatch", context_settings={"max_content_width": 100})
-@click.argument("prompt", required=False)
-@click.option("--to", "specs", multiple=True, metavar="SPEC",
-              help="Who is asked: RUNTIME[:MODEL], exec:COMMAND, replay:FILE, or an agent; $MLLM_TO. "
-                   "Several are asked at once.")
-@click.option("--pick", metavar="NAME", help="Of the answers of several, go on from the one of this agent or runtime.")
-@click.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
-              help="Threads in flight (default 1).")
-@click.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is answered.")
-@click.option("-t", "--template", metavar="NAME", 
-              help="The prompt [prompts.NAME] of mllm.toml; PROMPT is its {prompt}.")
-@click.option("-p", "--param", "parameters", multiple=True, nargs=2, metavar="KEY VALUE",
-              help="What stands for {KEY} in it; VALUE is not looked at again.")
-@click.option("-s", "--system", metavar="TEXT", help="System text of this call.")
-@click.option("--as", "name", metavar="NAME", help="The agent that speaks; others' answers are quoted to it.")
-@click.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE|URL",
-              help="Attach a file's bytes to PROMPT, or name a URL.")
-@click.option("-o", "--option", "options", multiple=True, nargs=2, metavar="KEY VALUE",
-              help="temperature, top_p, seed, stop, effort, ...; what the model refuses is dropped and listed.")
-@click.option("--schema", metavar="SCHEMA", help="Answer in JSON of this schema: FILE, JSON, or 'name, age int'.")
-@click.option("--tool", "tools", multiple=True, type=click.Path(), metavar="FILE",
-              help="Tools that the answer may call.")
-@click.option("--tool-choice", metavar="WORD", help="auto, none, required, or the tool that must be called.")
-@click.option("--run-tools", metavar="exec:CMD", help="Answer the calls with this program, and ask again.")
-@click.option("--max-turns", type=click.IntRange(1), default=10, metavar="N",
-              help="Most calls of the runtime with --run-tools (default 10).")
-@click.option("--last", type=click.IntRange(1), metavar="N",
-              help="Send the last N messages, system text and pins only.")
-@click.option("--window", type=click.IntRange(1), metavar="TOKENS", help="The model's window, where it is unknown.")
-@click.option("--strict", is_flag=True, help="Refuse to send what would lose anything of the thread.")
-@click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
-@click.option("--skip-answered", is_flag=True, help="Copy threads that are answered: how a batch is run again.")
-@click.option("--text", is_flag=True, help="Print the answer alone; what a terminal gets anyway.")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
-@click.option("--dry-run", is_flag=True, help="Print what would be sent, and lost; send nothing.")
+@cli.argument("prompt", required=False)
+@cli.option("--to", "specs", multiple=True, metavar="SPEC",
+            help="Who is asked: RUNTIME[:MODEL], exec:COMMAND, replay:FILE, or an agent; $MLLM_TO. "
+                 "Several are asked at once.")
+@cli.option("--pick", metavar="NAME", help="Of the answers of several, go on from the one of this agent or runtime.")
+@cli.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
+            help="Threads in flight (default 1).")
+@cli.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is answered.")
+@cli.option("-t", "--template", metavar="NAME",
+            help="The prompt [prompts.NAME] of mllm.toml; PROMPT is its {prompt}.")
+@cli.option("-p", "--param", "parameters", multiple=True, nargs=2, metavar="KEY VALUE",
+            help="What stands for {KEY} in it; VALUE is not looked at again.")
+@cli.option("-s", "--system", metavar="TEXT", help="System text of this call.")
+@cli.option("--as", "name", metavar="NAME", help="The agent that speaks; others' answers are quoted to it.")
+@cli.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE|URL",
+            help="Attach a file's bytes to PROMPT, or name a URL.")
+@cli.option("-o", "--option", "options", multiple=True, nargs=2, metavar="KEY VALUE",
+            help="temperature, top_p, seed, stop, effort, ...; what the model refuses is dropped and listed.")
+@cli.option("--schema", metavar="SCHEMA", help="Answer in JSON of this schema: FILE, JSON, or 'name, age int'.")
+@cli.option("--tool", "tools", multiple=True, type=click.Path(), metavar="FILE",
+            help="Tools that the answer may call.")
+@cli.option("--tool-choice", metavar="WORD", help="auto, none, required, or the tool that must be called.")
+@cli.option("--run-tools", metavar="exec:CMD", help="Answer the calls with this program, and ask again.")
+@cli.option("--max-turns", type=click.IntRange(1), default=10, metavar="N",
+            help="Most calls of the runtime with --run-tools (default 10).")
+@cli.option("--last", type=click.IntRange(1), metavar="N",
+            help="Send the last N messages, system text and pins only.")
+@cli.option("--window", type=click.IntRange(1), metavar="TOKENS", help="The model's window, where it is unknown.")
+@cli.option("--strict", is_flag=True, help="Refuse to send what would lose anything of the thread.")
+@cli.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
+@cli.option("--skip-answered", is_flag=True, help="Copy threads that are answered: how a batch is run again.")
+@cli.option("--text", is_flag=True, help="Print the answer alone; what a terminal gets anyway.")
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
+@cli.option("--dry-run", is_flag=True, help="Print what would be sent, and lost; send nothing.")
 @cli.runtime_options
 @cli.stream_options
 def command(prompt: str | None, jobs: int, unordered: bool, new: bool, text: bool, form: str | None, dry_run: bool,

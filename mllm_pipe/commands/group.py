@@ -17,18 +17,18 @@ from mllm_pipe.terminal import kind_of, say
 
 
 @click.command("group", context_settings={"max_content_width": 100})
-@click.argument("name", metavar="NAME|FILE")
-@click.argument("prompt", required=False)
-@click.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
-@click.option("--resume", metavar="RUN", help="Go on with this run: what it has an answer for is not asked again.")
-@click.option("--retry-unknown", is_flag=True, help="Ask again also what was asked and never heard, in all stages.")
-@click.option("--max-cost", type=click.FloatRange(0), metavar="USD",
-              help="Send nothing that could take the run beyond this, whichever stage asks.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Limit of the whole.")
-@click.option("--print", "shown", is_flag=True, help="Print lines of sh that do the same; run nothing.")
-@click.option("--dry-run", is_flag=True, help="Print the stages, and what the first one would send; send nothing.")
-@click.option("-q", "--quiet", is_flag=True, callback=cli.hush, envvar="MLLM_QUIET",
-              help="Say nothing on stderr but errors, in no stage.")
+@cli.argument("name", metavar="NAME|FILE")
+@cli.argument("prompt", required=False)
+@cli.option("--new", is_flag=True, help="Start a thread with PROMPT; stdin is not read.")
+@cli.option("--resume", metavar="RUN", help="Go on with this run: what it has an answer for is not asked again.")
+@cli.option("--retry-unknown", is_flag=True, help="Ask again also what was asked and never heard, in all stages.")
+@cli.option("--max-cost", type=cli.Number(0), metavar="USD",
+            help="Send nothing that could take the run beyond this, whichever stage asks.")
+@cli.option("--timeout", type=cli.Number(0, min_open=True), metavar="SECONDS", help="Limit of the whole.")
+@cli.option("--print", "shown", is_flag=True, help="Print lines of sh that do the same; run nothing.")
+@cli.option("--dry-run", is_flag=True, help="Print the stages, and what the first one would send; send nothing.")
+@cli.option("-q", "--quiet", is_flag=True, callback=cli.hush, envvar="MLLM_QUIET",
+            help="Say nothing on stderr but errors, in no stage.")
 @cli.common_options
 def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_unknown: bool, max_cost: float | None,
             timeout: float | None, shown: bool, dry_run: bool, quiet: bool) -> int:  # fmt: skip

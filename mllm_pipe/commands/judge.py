@@ -25,44 +25,44 @@ def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 
 
 @click.command("judge", context_settings={"max_content_width": 100})
-@click.option("--by", "specs", multiple=True, metavar="SPEC",
-              help="Who judges, as in dispatch --to; several are a panel; $MLLM_BY.")
-@click.option("--rubric", metavar="RUBRIC",
-              help="By what: a NAME (mllm rubrics lists them), @FILE, or a text of several words.")
-@click.option("--scale", callback=_scale, metavar="LEAST-MOST", help="The scores that are asked for (default 1-5).")
-@click.option("--pass-at", type=click.FloatRange(0, 1), metavar="SCORE",
-              help="Least score, of 0 to 1, that passes (default: the rubric's).")
-@click.option("-n", "--repeats", type=click.IntRange(1, 99), default=1, metavar="N",
-              help="Ask each judge so often; the mean counts, and the verdict has the spread.")
-@click.option("--combine", type=click.Choice(["majority", "mean"]),
-              help="How a panel decides (default majority).")
-@click.option("--escalate", metavar="SPEC", help="Who is asked where the others decide nothing.")
-@click.option("--forbid-self", is_flag=True, help="Refuse a judge of the family that wrote the answer.")
-@click.option("--pairwise", is_flag=True,
-              help="Compare the answers to the same message; the thread goes on with the best.")
-@click.option("--against", metavar="FILE", help="Compare with the answer that the thread ends with in FILE.")
-@click.option("--one-order", is_flag=True, help="Ask each comparison once, not both ways round.")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the order in which answers are shown.")
-@click.option("--check", "rules", multiple=True, metavar="RULE",
-              help="A check without a model: contains:TEXT, equals:TEXT, regex:RE, json, schema:FILE, jsonpath:$.PATH, "
-                   "similar:0.8:TEXT, max-cost:USD, exec:CMD, ...; 2*RULE counts twice.")
-@click.option("--need", default="all", metavar="all|any|SHARE", help="How many checks must hold (default all).")
-@click.option("--cascade", is_flag=True, help="The checks first, and the model only where they pass.")
-@click.option("--reference", metavar="FILE",
-              help="A right answer: for all threads, or in FILE.jsonl by thread.")
-@click.option("--reply", is_flag=True,
-              help="After a negative verdict, say to the writer what failed, as a message to answer.")
-@click.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
-@click.option("-j", "--jobs", type=click.IntRange(1, 1000), default=1, metavar="N",
-              help="Threads in flight (default 1).")
-@click.option("--min-pass-rate", type=click.FloatRange(0, 1), metavar="SHARE",
-              help="Status 1 if fewer of all threads pass; then no thread says no by itself.")
-@click.option("--baseline", metavar="FILE", help="Say what has changed since the verdicts of an earlier run.")
-@click.option("--labels", metavar="FILE", help="Say how far the verdicts agree with those of people.")
-@click.option("--replay", is_flag=True, help="Score the verdicts that the stream has, by these terms; ask nobody.")
-@click.option("--junit", metavar="FILE", help="Write the verdicts there, as JUnit XML.")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson", "json"]),
-              help="What stdout gets; ndjson in a pipe; json: what all threads come to.")
+@cli.option("--by", "specs", multiple=True, metavar="SPEC",
+            help="Who judges, as in dispatch --to; several are a panel; $MLLM_BY.")
+@cli.option("--rubric", metavar="RUBRIC",
+            help="By what: a NAME (mllm rubrics lists them), @FILE, or a text of several words.")
+@cli.option("--scale", callback=_scale, metavar="LEAST-MOST", help="The scores that are asked for (default 1-5).")
+@cli.option("--pass-at", type=cli.Number(0, 1), metavar="SCORE",
+            help="Least score, of 0 to 1, that passes (default: the rubric's).")
+@cli.option("-n", "--repeats", type=click.IntRange(1, 99), default=1, metavar="N",
+            help="Ask each judge so often; the mean counts, and the verdict has the spread.")
+@cli.option("--combine", type=click.Choice(["majority", "mean"]),
+            help="How a panel decides (default majority).")
+@cli.option("--escalate", metavar="SPEC", help="Who is asked where the others decide nothing.")
+@cli.option("--forbid-self", is_flag=True, help="Refuse a judge of the family that wrote the answer.")
+@cli.option("--pairwise", is_flag=True,
+            help="Compare the answers to the same message; the thread goes on with the best.")
+@cli.option("--against", metavar="FILE", help="Compare with the answer that the thread ends with in FILE.")
+@cli.option("--one-order", is_flag=True, help="Ask each comparison once, not both ways round.")
+@cli.option("--seed", type=click.IntRange(0), metavar="N", help="Of the order in which answers are shown.")
+@cli.option("--check", "rules", multiple=True, metavar="RULE",
+            help="A check without a model: contains:TEXT, equals:TEXT, regex:RE, json, schema:FILE, jsonpath:$.PATH, "
+                 "similar:0.8:TEXT, max-cost:USD, exec:CMD, ...; 2*RULE counts twice.")
+@cli.option("--need", default="all", metavar="all|any|SHARE", help="How many checks must hold (default all).")
+@cli.option("--cascade", is_flag=True, help="The checks first, and the model only where they pass.")
+@cli.option("--reference", metavar="FILE",
+            help="A right answer: for all threads, or in FILE.jsonl by thread.")
+@cli.option("--reply", is_flag=True,
+            help="After a negative verdict, say to the writer what failed, as a message to answer.")
+@cli.option("--advise", is_flag=True, help="A negative verdict is status 0, and lets the pipe go on.")
+@cli.option("-j", "--jobs", type=click.IntRange(1, 1000), default=1, metavar="N",
+            help="Threads in flight (default 1).")
+@cli.option("--min-pass-rate", type=cli.Number(0, 1), metavar="SHARE",
+            help="Status 1 if fewer of all threads pass; then no thread says no by itself.")
+@cli.option("--baseline", metavar="FILE", help="Say what has changed since the verdicts of an earlier run.")
+@cli.option("--labels", metavar="FILE", help="Say how far the verdicts agree with those of people.")
+@cli.option("--replay", is_flag=True, help="Score the verdicts that the stream has, by these terms; ask nobody.")
+@cli.option("--junit", metavar="FILE", help="Write the verdicts there, as JUnit XML.")
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson", "json"]),
+            help="What stdout gets; ndjson in a pipe; json: what all threads come to.")
 @cli.runtime_options
 @cli.stream_options
 def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: int, quiet: bool, timeout: float,

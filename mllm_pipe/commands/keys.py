@@ -24,7 +24,7 @@ def keys_command() -> None:
 
 
 @keys_command.command("set")
-@click.argument("name")
+@cli.argument("name")
 @cli.common_options
 def set_command(name: str) -> int:
     """Keep the key of the runtime NAME: what stdin says, or what is typed at a hidden prompt; no argument holds it."""
@@ -44,8 +44,8 @@ def set_command(name: str) -> int:
 
 
 @keys_command.command("list")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="What stdout gets (default text).")
+@cli.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+            help="What stdout gets (default text).")
 @cli.common_options
 def list_command(form: str) -> int:
     """List the runtimes that a key is kept for; the keys are not shown."""
@@ -61,7 +61,7 @@ def list_command(form: str) -> int:
 
 
 @keys_command.command("rm")
-@click.argument("name")
+@cli.argument("name")
 @cli.common_options
 def rm_command(name: str) -> int:
     """Remove the key that is kept for the runtime NAME."""

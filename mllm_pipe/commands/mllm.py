@@ -59,8 +59,8 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="What stdout gets (default text).")
+@cli.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+            help="What stdout gets (default text).")
 @cli.common_options
 def doctor(form: str) -> int:
     """Say which runtimes are usable here, and why others are not. Nothing is sent that costs."""
@@ -79,11 +79,11 @@ def doctor(form: str) -> int:
 
 
 @command.command()
-@click.argument("pattern", required=False)
-@click.option("--provider", metavar="NAME", help="Only of this provider.")
-@click.option("--format", "form", type=click.Choice(["table", "ndjson"]), help="table on a terminal, ndjson in a pipe.")
-@click.option("--date", is_flag=True, help="Say of when and whom the table is, and where it lies.")
-@click.option("--refresh", metavar="FILE|URL", help="Use this table from now on: litellm's price table or one of ours.")
+@cli.argument("pattern", required=False)
+@cli.option("--provider", metavar="NAME", help="Only of this provider.")
+@cli.option("--format", "form", type=click.Choice(["table", "ndjson"]), help="table on a terminal, ndjson in a pipe.")
+@cli.option("--date", is_flag=True, help="Say of when and whom the table is, and where it lies.")
+@cli.option("--refresh", metavar="FILE|URL", help="Use this table from now on: litellm's price table or one of ours.")
 @cli.common_options
 def models(pattern: str | None, provider: str | None, form: str | None, date: bool, refresh: str | None) -> int:
     """List the models that are known: window, longest answer, prices in US dollars a million tokens, capabilities.
@@ -106,8 +106,8 @@ def models(pattern: str | None, provider: str | None, form: str | None, date: bo
 
 
 @command.command()
-@click.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
-              help="Longest line that is taken (default 64 MiB).")
+@cli.option("--max-line", type=click.IntRange(1), default=MAX_LINE, metavar="BYTES",
+            help="Longest line that is taken (default 64 MiB).")
 @cli.common_options
 def validate(max_line: int) -> int:
     """Check a stream against the schema; status 65 if a line does not hold to it."""
@@ -137,8 +137,8 @@ def validate(max_line: int) -> int:
 
 
 @command.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.option("--for", "name", type=click.Choice([*COMMANDS, "mllm"]), help="Only of this command.")
+@cli.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@cli.option("--for", "name", type=click.Choice([*COMMANDS, "mllm"]), help="Only of this command.")
 @cli.common_options
 def completion(shell: str, name: str | None) -> int:
     """Print completion for a shell: eval "$(mllm completion bash)"."""
@@ -159,8 +159,8 @@ def completion_source(shell: str, name: str) -> str:
 
 
 @command.command("sessions")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="What stdout gets (default text).")
+@cli.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+            help="What stdout gets (default text).")
 @cli.common_options
 def sessions_command(form: str) -> int:
     """Say how many sessions of each agent program are here, how large, and where; thread-import reads them."""

@@ -22,21 +22,21 @@ from mllm_pipe.turn import NEXT_STEP
 
 
 @click.command("route", context_settings={"max_content_width": 100})
-@click.argument("name", required=False)
-@click.option("--rules", metavar="FILE", help="Rules of its own, in TOML, instead of those in [routers.NAME].")
-@click.option("--min-confidence", type=click.FloatRange(0, 1), metavar="SHARE",
-              help="Below it the model's answer is not taken (default: the router's, or 0.5).")
-@click.option("--reroute", is_flag=True, help="Decide again for threads that have a route.")
-@click.option("--explain", is_flag=True, help="Show every rule, and why it matches or not; send nothing.")
-@click.option("--eval", "labels", metavar="LABELS", help="Say how good the router is on the prompts of this file.")
-@click.option("--fit", metavar="LOG", help="Make a learned router of this log, for rules of kind learned; with -o.")
-@click.option("-o", "--output", metavar="FILE", help="With --fit: where it is written.")
-@click.option("--strong-share", type=click.FloatRange(0, 1), metavar="SHARE",
-              help="With --fit on weak and strong: how many are to go to the strong one (default: where it pays).")
-@click.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
-              help="Threads of which the model is asked at once (default 1).")
-@click.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is decided.")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
+@cli.argument("name", required=False)
+@cli.option("--rules", metavar="FILE", help="Rules of its own, in TOML, instead of those in [routers.NAME].")
+@cli.option("--min-confidence", type=cli.Number(0, 1), metavar="SHARE",
+            help="Below it the model's answer is not taken (default: the router's, or 0.5).")
+@cli.option("--reroute", is_flag=True, help="Decide again for threads that have a route.")
+@cli.option("--explain", is_flag=True, help="Show every rule, and why it matches or not; send nothing.")
+@cli.option("--eval", "labels", metavar="LABELS", help="Say how good the router is on the prompts of this file.")
+@cli.option("--fit", metavar="LOG", help="Make a learned router of this log, for rules of kind learned; with -o.")
+@cli.option("-o", "--output", metavar="FILE", help="With --fit: where it is written.")
+@cli.option("--strong-share", type=cli.Number(0, 1), metavar="SHARE",
+            help="With --fit on weak and strong: how many are to go to the strong one (default: where it pays).")
+@cli.option("-j", "--jobs", type=click.IntRange(1, 2000), default=1, metavar="N",
+            help="Threads of which the model is asked at once (default 1).")
+@cli.option("--unordered", is_flag=True, help="With -j: a thread goes out as soon as it is decided.")
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="What stdout gets; ndjson in a pipe.")
 @cli.runtime_options
 @cli.stream_options
 def command(name: str | None, rules: str | None, min_confidence: float | None, reroute: bool, explain: bool,

@@ -12,8 +12,8 @@ from mllm_pipe.terminal import kind_of
 
 
 @click.command("rubrics")
-@click.argument("name", required=False, metavar="[RUBRIC]")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="text on a terminal, ndjson in a pipe.")
+@cli.argument("name", required=False, metavar="[RUBRIC]")
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="text on a terminal, ndjson in a pipe.")
 @cli.common_options
 def rubrics_command(name: str | None, form: str | None) -> int:
     """List the rubrics that judge --rubric knows by name, or show one whole: its criteria, weights and texts.

@@ -21,9 +21,9 @@ _NAMES_OF_SECRETS = ("key_env", "max_tokens", "pass_env")
 
 
 @click.command("trust")
-@click.argument("file", required=False, type=click.Path())
-@click.option("--list", "listing", is_flag=True, help="List the files that were trusted: trusted, changed or gone.")
-@click.option("--revoke", is_flag=True, help="Trust the file no more.")
+@cli.argument("file", required=False, type=click.Path())
+@cli.option("--list", "listing", is_flag=True, help="List the files that were trusted: trusted, changed or gone.")
+@cli.option("--revoke", is_flag=True, help="Trust the file no more.")
 @cli.common_options
 def trust_command(file: str | None, listing: bool, revoke: bool) -> int:
     """Use a project's mllm.toml from now on, as it is: one changed byte, and it is asked again.
@@ -54,8 +54,8 @@ def trust_command(file: str | None, listing: bool, revoke: bool) -> int:
 
 
 @click.command("config")
-@click.argument("name", required=False)
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="text on a terminal, ndjson in a pipe.")
+@cli.argument("name", required=False)
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson"]), help="text on a terminal, ndjson in a pipe.")
 @cli.common_options
 def config_command(name: str | None, form: str | None) -> int:
     """Show the configuration in force: every value, and which file and line, or what else, it comes from.

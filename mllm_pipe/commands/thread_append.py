@@ -20,20 +20,20 @@ from mllm_pipe.turn import complaint
 
 
 @click.command("thread-append", context_settings={"max_content_width": 100})
-@click.argument("file", required=False, type=click.Path(allow_dash=True))
-@click.argument("text", nargs=-1)
-@click.option("--new", is_flag=True, help="Start a thread; stdin is not read.")
-@click.option("--role", type=click.Choice(["user", "assistant", "system", "tool"]), default="user",
-              help="Who speaks (default user).")
-@click.option("--system", metavar="TEXT", help="Put a system message before it.")
-@click.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE",
-              help="Attach a file's bytes; - is stdin.")
-@click.option("--thread", "wanted", metavar="ID", help="The thread; you may choose its id.")
-@click.option("--at", metavar="ID", help="Reply to this message: fork the thread there.")
-@click.option("--messages", is_flag=True, help="Store messages only.")
-@click.option("--sync", is_flag=True, help="Wait until the disk has it.")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]),
-              help="What stdout gets; ndjson, and the answer as text on a terminal.")
+@cli.argument("file", required=False, type=click.Path(allow_dash=True))
+@cli.argument("text", nargs=-1)
+@cli.option("--new", is_flag=True, help="Start a thread; stdin is not read.")
+@cli.option("--role", type=click.Choice(["user", "assistant", "system", "tool"]), default="user",
+            help="Who speaks (default user).")
+@cli.option("--system", metavar="TEXT", help="Put a system message before it.")
+@cli.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE",
+            help="Attach a file's bytes; - is stdin.")
+@cli.option("--thread", "wanted", metavar="ID", help="The thread; you may choose its id.")
+@cli.option("--at", metavar="ID", help="Reply to this message: fork the thread there.")
+@cli.option("--messages", is_flag=True, help="Store messages only.")
+@cli.option("--sync", is_flag=True, help="Wait until the disk has it.")
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson"]),
+            help="What stdout gets; ndjson, and the answer as text on a terminal.")
 @cli.stream_options
 def command(file: str | None, text: tuple[str, ...], new: bool, role: str, system: str | None, files: tuple[str, ...],
             wanted: str | None, at: str | None, messages: bool, sync: bool, form: str | None, grouped: bool,
@@ -50,7 +50,7 @@ def command(file: str | None, text: tuple[str, ...], new: bool, role: str, syste
     """
     if new and file is not None:
         text, file = (file, *text), None
-    if file is None and not new:
+    if not file and not new:
         raise Usage("no FILE; say FILE, - for the thread on stdin, or --new")
     if wanted is not None and not 0 < len(wanted) <= 200:
         raise Usage("--thread takes an id of 1..200 characters")

@@ -20,14 +20,14 @@ from mllm_pipe.thread import UNNAMED, admitted, branch
 
 
 @click.command("thread-export", context_settings={"max_content_width": 100})
-@click.option("--to", "program", required=True, type=click.Choice([*sessions.KEPT, *sessions.APIS, *page.FORMS]),
-              help="Who shall go on; a request's body; or a page for people.")
-@click.option("-m", "--model", metavar="MODEL", help="Of a body, and of llm: the model (default: its own last one).")
-@click.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
-              help="The directory that the session belongs to (default: this one).")
-@click.option("--as", "agent", metavar="NAME", default=UNNAMED, help="Whose turns are its own; others' are quoted.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="text: the command that goes on (default); json: with thread, session and path.")
+@cli.option("--to", "program", required=True, type=click.Choice([*sessions.KEPT, *sessions.APIS, *page.FORMS]),
+            help="Who shall go on; a request's body; or a page for people.")
+@cli.option("-m", "--model", metavar="MODEL", help="Of a body, and of llm: the model (default: its own last one).")
+@cli.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
+            help="The directory that the session belongs to (default: this one).")
+@cli.option("--as", "agent", metavar="NAME", default=UNNAMED, help="Whose turns are its own; others' are quoted.")
+@cli.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+            help="text: the command that goes on (default); json: with thread, session and path.")
 @cli.stream_options
 def command(program: str, model: str | None, cwd: str | None, agent: str, form: str, grouped: bool, max_line: int,
             quiet: bool) -> int:  # fmt: skip

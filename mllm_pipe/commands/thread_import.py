@@ -23,15 +23,15 @@ WHY = "no JSON object, or one nested too deeply"
 
 
 @click.command("thread-import", context_settings={"max_content_width": 100})
-@click.argument("session", required=False)
-@click.option("--from", "program", type=click.Choice(sessions.READ), required=True, help="Whose session it is.")
-@click.option("--last", is_flag=True, help="The newest session of this directory.")
-@click.option("--list", "listing", is_flag=True, help="Say which sessions this directory has, newest first.")
-@click.option("--all", "everywhere", is_flag=True, help="With --last, --list and the picker: of every directory.")
-@click.option("--cid", metavar="ID", help="Of llm: the conversation of this id, or the beginning of one.")
-@click.option("--format", "form", type=click.Choice(["text", "ndjson"]),
-              help="What stdout gets; of --list text on a terminal, else ndjson.")
-@click.option("-q", "--quiet", is_flag=True, callback=cli.hush, help="Say nothing on stderr but errors.")
+@cli.argument("session", required=False)
+@cli.option("--from", "program", type=click.Choice(sessions.READ), required=True, help="Whose session it is.")
+@cli.option("--last", is_flag=True, help="The newest session of this directory.")
+@cli.option("--list", "listing", is_flag=True, help="Say which sessions this directory has, newest first.")
+@cli.option("--all", "everywhere", is_flag=True, help="With --last, --list and the picker: of every directory.")
+@cli.option("--cid", metavar="ID", help="Of llm: the conversation of this id, or the beginning of one.")
+@cli.option("--format", "form", type=click.Choice(["text", "ndjson"]),
+            help="What stdout gets; of --list text on a terminal, else ndjson.")
+@cli.option("-q", "--quiet", is_flag=True, callback=cli.hush, help="Say nothing on stderr but errors.")
 @cli.common_options
 def command(session: str | None, program: str, last: bool, listing: bool, everywhere: bool, cid: str | None,
             form: str | None, quiet: bool) -> int:  # fmt: skip

@@ -18,10 +18,10 @@ from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
 
 
 @click.command("trace", context_settings={"max_content_width": 100})
-@click.argument("run", required=False)
-@click.option("--journal", is_flag=True, help="Ask the journal, whatever stdin is.")
-@click.option("--all", "every", is_flag=True, help="Every run of the stream, not only those that this pipe made.")
-@click.option(
+@cli.argument("run", required=False)
+@cli.option("--journal", is_flag=True, help="Ask the journal, whatever stdin is.")
+@cli.option("--all", "every", is_flag=True, help="Every run of the stream, not only those that this pipe made.")
+@cli.option(
     "-n",
     "--newest",
     type=click.IntRange(0),
@@ -29,25 +29,25 @@ from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
     metavar="N",
     help="Of the journal, the newest N runs (default 20; 0: all).",
 )
-@click.option("--thread", metavar="ID|FILE", help="Runs of this thread, or of the threads of a file.")
-@click.option("--since", metavar="TIME", help="Begun then or later: today, 12h, 2d, a date, RFC 3339.")
-@click.option("--until", metavar="TIME", help="Begun before that.")
-@click.option("--group", metavar="NAME", help="Runs of this group.")
-@click.option("--status", type=click.Choice(["ok", "no", "unknown", "error"]), help="Runs, or calls, that ended so.")
-@click.option("--runtime", metavar="NAME", help="With a call of this runtime.")
-@click.option("--model", metavar="NAME", help="With a call that this model answered.")
-@click.option("--agent", metavar="NAME", help="With a call of this agent.")
-@click.option("--slot", metavar="NAME", help="With a call of this slot: response, router, summarizer, evaluator.")
-@click.option("--by", type=click.Choice(ledger.KEYS), help="Sums over the calls, one line for each of these.")
-@click.option("--handoffs", is_flag=True, help="One line for each message that was handed over.")
-@click.option("--sql", metavar="SELECT", help="Ask the journal's index; man trace has its views.")
-@click.option("--export", is_flag=True, help="Write the records of the runs, for a trace elsewhere.")
-@click.option("--redact", is_flag=True, help="With --export: size and digest instead of every text.")
-@click.option("--otlp", metavar="URL|env", help="Send the runs to a collector; env: as OTEL_EXPORTER_OTLP_* say.")
-@click.option("--content", is_flag=True, help="Let --otlp and --format otlp tell what was said.")
-@click.option("--prune", metavar="AGE", help="Take out of the journal what ended longer ago: 90d, 12w.")
-@click.option("--tee", is_flag=True, help="Copy the stream to stdout, and speak on stderr.")
-@click.option(
+@cli.option("--thread", metavar="ID|FILE", help="Runs of this thread, or of the threads of a file.")
+@cli.option("--since", metavar="TIME", help="Begun then or later: today, 12h, 2d, a date, RFC 3339.")
+@cli.option("--until", metavar="TIME", help="Begun before that.")
+@cli.option("--group", metavar="NAME", help="Runs of this group.")
+@cli.option("--status", type=click.Choice(["ok", "no", "unknown", "error"]), help="Runs, or calls, that ended so.")
+@cli.option("--runtime", metavar="NAME", help="With a call of this runtime.")
+@cli.option("--model", metavar="NAME", help="With a call that this model answered.")
+@cli.option("--agent", metavar="NAME", help="With a call of this agent.")
+@cli.option("--slot", metavar="NAME", help="With a call of this slot: response, router, summarizer, evaluator.")
+@cli.option("--by", type=click.Choice(ledger.KEYS), help="Sums over the calls, one line for each of these.")
+@cli.option("--handoffs", is_flag=True, help="One line for each message that was handed over.")
+@cli.option("--sql", metavar="SELECT", help="Ask the journal's index; man trace has its views.")
+@cli.option("--export", is_flag=True, help="Write the records of the runs, for a trace elsewhere.")
+@cli.option("--redact", is_flag=True, help="With --export: size and digest instead of every text.")
+@cli.option("--otlp", metavar="URL|env", help="Send the runs to a collector; env: as OTEL_EXPORTER_OTLP_* say.")
+@cli.option("--content", is_flag=True, help="Let --otlp and --format otlp tell what was said.")
+@cli.option("--prune", metavar="AGE", help="Take out of the journal what ended longer ago: 90d, 12w.")
+@cli.option("--tee", is_flag=True, help="Copy the stream to stdout, and speak on stderr.")
+@cli.option(
     "--format",
     "form",
     type=click.Choice(forms.FORMS),
