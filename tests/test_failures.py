@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import orjson
 import pytest
 from loopback import serve
 from loopback.chaos import Chaos
+
+from mllm_pipe.runtimes import _faults
 
 
 @pytest.fixture
@@ -33,6 +36,27 @@ def test_a_busy_server_is_asked_again_after_the_wait_it_asks_for(sh, chat):
     span = next(record for record in ran.records if record["type"] == "span")
     assert [attempt.get("wait_ms") for attempt in span["attempts"]] == [None, 1000, 1000], "retry-after: 1"
     assert span["duration_ms"] >= 2000 and len(chat.calls()) == 3
+
+
+def said_of(tag: str) -> list[str]:
+    """The statuses that dispatch(1) names under Failures, at this tag."""
+    page = (Path(__file__).resolve().parent.parent / "man" / "dispatch.1").read_text()
+    entry = page.partition(".SS Failures")[2].partition(f".B {tag}\n")[2].partition("\n.TP")[0]
+    return re.findall(r"\b[45]\d\d\b", entry)
+
+
+def test_what_the_page_says_is_asked_again_is_and_what_it_says_is_unknown_is_not(sh, chat):
+    again, unknown = said_of("asked again"), said_of("unknown")
+    assert again == ["429", "500", "502", "503", "529"] and unknown == ["408", "499", "504", "524"]
+    for status in range(400, 600):
+        said = _faults.of_reply(status, {}, b"")
+        named = str(status) in again or status >= 500 and str(status) not in unknown
+        assert (said.retryable, said.billed) == (named, "unknown" if str(status) in unknown else "no"), status
+    for status, times, billed in [("502", 2, "no"), ("507", 2, "no"), ("504", 1, "unknown"), ("409", 1, "no")]:
+        before = len(chat.calls())
+        ran = ask(sh, chat, status, "--max-retries 1")
+        assert (status, len(chat.calls()) - before) == (status, times)
+        assert [one["billed"] for one in ran.records if one["type"] == "error"] == [billed]
 
 
 def test_it_gives_up_after_the_retries_and_says_so(sh, chat):
