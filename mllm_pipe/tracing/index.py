@@ -202,6 +202,7 @@ class Index:
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """The rows of one SELECT over the views. Usage if it is none, or fails; nothing can be written by it."""
+        self._add_unheard()
         self.db.execute("pragma query_only = on")
         self.db.create_function("in_journal", 4, self._in_journal, deterministic=True)
         self.db.set_authorizer(_may)
@@ -218,6 +219,28 @@ class Index:
             raise Usage(f"--sql: {error}") from None
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise Usage(f"--sql: {error}") from None
+
+    def _add_unheard(self) -> None:
+        """Have the views, for this connection, show the calls of which no outcome was written."""
+        found = self.db.execute("select offset, length from pending order by offset").fetchall()
+        calls, kinds = [], []
+        for offset, length in found:
+            for span in map(journalled.unheard, journalled.at(self.journal, [(offset, length)])):
+                calls.append((offset, length, span["id"], span.get("parent_run_id", "-"), span["thread"], -offset,
+                              span["started_at"], span["duration_ms"], span.get("input_id"), span.get("handed_id")))
+                kinds.append((-offset, *map(span.get, ("op", "slot", "agent", "runtime", "model", "group", "status",
+                                                       "stage"))))  # fmt: skip
+        if not calls:
+            return
+        for table in ("call", "kind"):
+            self.db.execute(f"create temp table unheard_{table} as select * from main.{table} limit 0")
+            self.db.execute(f"create temp view {table} as select * from main.{table} union all "
+                            f"select * from temp.unheard_{table}")  # fmt: skip
+        self.db.executemany("insert into unheard_call (offset, length, id, run, thread, kind, started_at, duration_ms, "
+                            "input_id, handed_id) values (?,?,?,?,?,?,?,?,?,?)", calls)  # fmt: skip
+        self.db.executemany('insert into unheard_kind (n, op, slot, agent, runtime, model, "group", status, stage) '
+                            "values (?,?,?,?,?,?,?,?,?)", kinds)  # fmt: skip
+        self.db.executescript(schema.VIEWS.replace("create view", "create temp view"))
 
     def _in_journal(self, offset: int | None, length: int | None, ident: str, field: str) -> Any:
         """A field of a record that an outcome holds; bytes and sha256 are those of its content."""
