@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.calling import journal
 from mllm_pipe.calling.call import Call, ask
 from mllm_pipe.calling.patience import Patience
 from mllm_pipe.envelope import Record, new_id, timestamp
@@ -45,10 +46,17 @@ NEXT_STEP = {
     "overloaded": "; try later",
     "server": "; try later",
     "network": "; is it running, and is the address right (--base-url)?",
-    "cut": "; what had come is in the error record and the journal",
     "bad_model": "; -m names another",
     "too_large": "; send less with --last N",
 }
+
+
+def next_step(failure: Failure) -> str:
+    """What a person can do about it, for the end of the message: of an answer that is none, where what had come is."""
+    came = failure.result if isinstance(failure, CallFailed) and failure.code in ("cut", "malformed") else None
+    if came and came["parts"]:
+        return f"; what had come is in the error record{' and the journal' * (journal.mode() == 'full')}"
+    return NEXT_STEP.get(failure.code, "")
 
 
 class Wish:

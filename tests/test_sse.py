@@ -70,7 +70,10 @@ def test_values_are_those_of_events_or_of_one_document():
     assert list(_sse.values([b"[1, 2]"])) == [1, 2]
     assert list(_sse.values([b"data: 1\n\n", b"data: 2\n\ndata: [DONE]\n\ndata: 3\n\n"])) == [1, 2]
     assert list(_sse.values([b'data: "\xff"\n\n'])) == ["\ufffd"]
-    assert list(_sse.values([])) == list(_sse.values([b"\n"])) == list(_sse.values([b'{"a": '])) == []
+    assert list(_sse.values([])) == list(_sse.values([b"\n"])) == []
+    with pytest.raises(CallFailed, match="is no JSON: unexpected end") as caught:
+        list(_sse.values([b'{"a": ']))
+    assert (caught.value.code, caught.value.result) == ("malformed", {"parts": [{"type": "text", "text": '{"a": '}]})
 
 
 def test_a_torn_last_event_is_left_out_and_a_broken_one_before_others_is_refused():

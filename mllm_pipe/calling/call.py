@@ -16,6 +16,7 @@ from mllm_pipe.calling.span import Io, Result, ms, span_of
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFailed
 from mllm_pipe.runtimes import load, worded
+from mllm_pipe.runtimes._shape import heard
 from mllm_pipe.terminal import note
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
@@ -144,7 +145,7 @@ def _tried(
             result, failure, code = None, None, "stopped"
             try:
                 io.lost(io.ignored)
-                result, code = runtime.call(target, asked, io), ""
+                result, code = heard(runtime.call, target, asked, io), ""
                 return result, None
             except CallFailed as failed:
                 unsure = failed.billed == "unknown"

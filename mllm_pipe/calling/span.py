@@ -30,7 +30,9 @@ class Io:
         self.cut: list[dict[str, Any]] = []  # what had come of tries that failed: it may have been paid for
 
     def text(self, piece: str) -> None:
-        """A piece of the answer has come."""
+        """A piece of the answer has come. TypeError if it is no text."""
+        if not isinstance(piece, str):
+            raise TypeError("a piece of the answer is no text")
         if self.first_text is None:
             self.first_text = time.monotonic()
         self.pieces.append(piece)

@@ -16,7 +16,7 @@ from mllm_pipe.errors import FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.progress import Progress
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
-from mllm_pipe.turn import NEXT_STEP
+from mllm_pipe.turn import next_step
 from mllm_pipe.wishing import Wishes
 
 
@@ -95,7 +95,7 @@ def command(prompt: str | None, jobs: int, unordered: bool, new: bool, text: boo
         shown = live.end()
         for wish, failure in done.failures:
             who = f"{wish.target['runtime']}: " if wish and isinstance(failure, CallFailed) else ""
-            say(f"thread {thread.id}: {who}{failure}{NEXT_STEP.get(failure.code, '')}")
+            say(f"thread {thread.id}: {who}{failure}{next_step(failure)}")
             if not done.whole:
                 outcome.fail(failure.status)
         outcome.said_no = outcome.said_no or thread.status == "no"

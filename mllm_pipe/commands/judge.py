@@ -17,7 +17,7 @@ from mllm_pipe.judging.judgement import Judged, judge
 from mllm_pipe.judging.terms import Terms, terms_of
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
-from mllm_pipe.turn import NEXT_STEP
+from mllm_pipe.turn import next_step
 
 
 def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -93,7 +93,7 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
             sink.thread(thread, [], "failed")
             continue
         if done.failure:
-            say(f"thread {thread.id}: {done.failure}{NEXT_STEP.get(done.failure.code, '')}")
+            say(f"thread {thread.id}: {done.failure}{next_step(done.failure)}")
             outcome.fail(done.failure.status)
         gate.take(thread, done)
         negative = done.negative() and not gate.alone and not advise

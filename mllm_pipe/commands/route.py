@@ -18,7 +18,7 @@ from mllm_pipe.routing.router import find_router
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Sink, Source, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
-from mllm_pipe.turn import NEXT_STEP
+from mllm_pipe.turn import next_step
 
 
 @click.command("route", context_settings={"max_content_width": 100})
@@ -83,7 +83,7 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
     def decided(decisions: Iterable[Decision], ordered: bool = True) -> Iterator[Decision]:
         for decision, _ in in_flight(decisions, work, jobs, ordered=ordered, first=first):
             if decision.failure:
-                say(f"thread {decision.thread.id}: {decision.failure}{NEXT_STEP.get(decision.failure.code, '')}")
+                say(f"thread {decision.thread.id}: {decision.failure}{next_step(decision.failure)}")
                 outcome.fail(decision.failure.status)
             yield decision
 

@@ -67,7 +67,12 @@ def find(program: str, path: str | None = None) -> str | None:
 
 
 def by_line(on_line: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """An `on_bytes` for `run` that calls `on_line` with each line, without its newline; the last may lack one."""
+    """An `on_bytes` for `run` that calls `on_line` with each line, without its newline; the last may lack one.
+
+    It may take the program's JSON at its word: CallFailed("malformed") for what is shaped otherwise.
+    """
+    from mllm_pipe.runtimes._shape import trusting
+
     rest: list[bytes] = []
 
     def on_bytes(data: bytes) -> None:
@@ -76,7 +81,7 @@ def by_line(on_line: Callable[[bytes], None]) -> Callable[[bytes], None]:
         if lines or not data:
             for line in (b"".join(rest), *lines[:-1]):
                 if line:
-                    on_line(line)
+                    trusting(on_line, line)
             rest[:] = lines[-1:]
 
     return on_bytes

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _faults
+from mllm_pipe.runtimes import _faults, _shape
 
 SYNTHETIC = "<synthetic>"  # the model of messages that the program wrote itself
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "refusal": "refusal",
@@ -43,7 +43,11 @@ def reply(
 
     Success is `is_error` false, whatever `subtype` says, and some text. Else CallFailed, in which no secret is told.
     """
-    final, result = events[-1], partial(events, made)
+    return _shape.said(events, lambda some: _partial(some, made), lambda result: _answer(events, result, secrets))
+
+
+def _answer(events: Sequence[dict[str, Any]], result: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
+    final = events[-1]
     text = _faults.tidy(str(final.get("result") or "; ".join(map(str, final.get("errors") or []))), secrets)
     finish = FINISH.get(final.get("stop_reason") or "", "stop")
     if not final.get("is_error"):
@@ -68,6 +72,10 @@ def reply(
 
 def partial(events: Sequence[dict[str, Any]], made: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What had come by the last of the events, as a result with finish "error". made: what `session` gave."""
+    return _shape.so_far(events, lambda some: _partial(some, made))
+
+
+def _partial(events: Sequence[dict[str, Any]], made: Mapping[str, Any] | None) -> dict[str, Any]:
     final = events[-1] if events and events[-1]["type"] == "result" else {}
     answers = [e["message"] for e in events if e["type"] == "assistant" and e["message"].get("model") != SYNTHETIC]
     begun = [e["event"].get("message", {}) for e in events if e["type"] == "stream_event"]
@@ -104,7 +112,7 @@ def with_end(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     last: dict[str, Any] = next((e["event"] for e in reversed(events) if e["type"] == "stream_event"), {})
     if (events and events[-1]["type"] == "result") or last.get("type") != "message_delta":
         return events
-    stop, usage = last["delta"].get("stop_reason"), last.get("usage")
+    stop, usage = (last.get("delta") or {}).get("stop_reason"), last.get("usage")
     return [*events, {"type": "result", "is_error": False, "stop_reason": stop, "usage": usage}] if stop else events
 
 

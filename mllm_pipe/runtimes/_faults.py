@@ -123,17 +123,17 @@ def is_error(value: Any) -> bool:
     )
 
 
-def message(value: Any) -> str:
+def message(value: Any, deepest: int = 8) -> str:
     """The vendor's own sentence, from any of the shapes seen: {error: {message}}, {error: "..."}, {detail: ...},
-    {message}, a list of one of them; "" if there is none."""
+    {message}, a list of one of them; "" if there is none, or not within `deepest` levels."""
     if isinstance(value, list):
-        return message(value[0]) if value else ""
+        return message(value[0], deepest - 1) if value and deepest else ""
     if isinstance(value, str):
         return value
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not deepest:
         return ""
     for key in ("error", "message", "detail", "msg"):
-        found = message(value.get(key))
+        found = message(value.get(key), deepest - 1)
         if found:
             return found
     return ""

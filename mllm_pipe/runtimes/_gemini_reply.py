@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults
+from mllm_pipe.runtimes import _child, _faults, _shape
 
 Json = dict[str, Any]
 
@@ -69,7 +69,15 @@ def reply(
     log: the telemetry. Success is the status of the result, whatever the exit status says, and some text. Else
     CallFailed, in which no secret is told.
     """
-    final, result = events[-1], partial(events, made, log)
+    return _shape.said(
+        events,
+        lambda some: _partial(some, made, log),
+        lambda result: _answer(events, result, log, ended, secrets),
+    )
+
+
+def _answer(events: Sequence[Json], result: Json, log: bytes, ended: _child.Exit, secrets: Sequence[str]) -> Json:
+    final = events[-1]
     finish = FINISH.get(_told(log).get("finish_reasons", ["stop"])[-1], "stop")
     if final["status"] == "success":
         if any(part["text"].strip() for part in result["parts"]):
@@ -92,6 +100,10 @@ def reply(
 
 def partial(events: Sequence[Json], made: Mapping[str, Any] | None = None, log: bytes = b"") -> Json:
     """What had come by the last of the events, as a result with finish "error". made: what `session` gave."""
+    return _shape.so_far(events, lambda some: _partial(some, made, log))
+
+
+def _partial(events: Sequence[Json], made: Mapping[str, Any] | None, log: bytes) -> Json:
     stats = events[-1].get("stats", {}) if events else {}
     told, text = _told(log), "".join(piece(events, index) for index in range(len(events)))
     model = next((name for name, used in stats.get("models", {}).items() if used["total_tokens"]), None)
@@ -124,9 +136,11 @@ def _told(log: bytes) -> Json:
         if b'"gemini_cli.api_response"' in record or b'"gen_ai.response.id"' in record:
             try:
                 told |= orjson.loads(record + b"\n}")["attributes"]
-            except orjson.JSONDecodeError:
-                continue  # it was killed while it wrote
-    return told
+            except (KeyError, TypeError, ValueError):
+                continue  # it was killed while it wrote, or writes it otherwise by now
+    reasons = told.get("finish_reasons")
+    listed = isinstance(reasons, list) and bool(reasons) and isinstance(reasons[-1], str)
+    return told if listed else {name: value for name, value in told.items() if name != "finish_reasons"}
 
 
 def _usage(stats: Json) -> dict[str, int] | None:

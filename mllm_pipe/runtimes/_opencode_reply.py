@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults
+from mllm_pipe.runtimes import _child, _faults, _shape
 
 Json = dict[str, Any]
 
@@ -108,7 +108,12 @@ def reply(
     Success is a last step with a reason to finish, and some text, whatever the exit status says. Else CallFailed, in
     which no secret is told.
     """
-    result = partial(events, made)
+    return _shape.said(
+        events, lambda some: _partial(some, made), lambda result: _answer(events, result, ended, secrets)
+    )
+
+
+def _answer(events: Sequence[Json], result: Json, ended: _child.Exit | None, secrets: Sequence[str]) -> Json:
     worth = result if result["parts"] or result["usage"] else None
     steps = [event["part"]["reason"] for event in events if event["type"] == "step_finish"]
     errors = [event["error"] for event in events if event["type"] == "error"]
@@ -135,6 +140,10 @@ def reply(
 
 def partial(events: Sequence[Json], made: Mapping[str, Any]) -> Json:
     """What had come by the last of the events, as a result with finish "error". made: what `session` gave."""
+    return _shape.so_far(events, lambda some: _partial(some, made))
+
+
+def _partial(events: Sequence[Json], made: Mapping[str, Any]) -> Json:
     steps = [event["part"] for event in events if event["type"] == "step_finish"]
     parts: list[Json] = [
         {"type": "reasoning", "text": event["part"]["text"]} for event in events if event["type"] == "reasoning"

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _faults, _http, _sse
+from mllm_pipe.runtimes import _faults, _http, _shape, _sse
 from mllm_pipe.runtimes._endpoint import endpoint
 from mllm_pipe.runtimes._turns import digest_id
 
@@ -65,28 +65,36 @@ def read(
     """
     state: Json = {}
     failure: CallFailed | None = None
+    unread: list[Json] = []  # parts: what no reader could make anything of
     try:
         for value in values:
             if not isinstance(value, dict):
+                unread += [_shape.kept(value)] * bool(value)
                 raise CallFailed("malformed", "the answer is no JSON object")
             if _faults.is_error(value):
-                raise _faults.of_event(value, begun=bool(_trusting(close, state)["parts"]))
-            if _trusting(fold, state, value):
-                break
+                raise _faults.of_event(value, begun=bool(_closed(close, state)["parts"]))
+            try:
+                if fold(state, value):
+                    break
+            except _shape.ERRORS:
+                unread.append(_shape.kept(value))
+                raise CallFailed("malformed", _shape.ODD) from None
     except CallFailed as failed:
         failure = failed
-    closed = _trusting(close, state)
+        unread += failed.result["parts"] if failed.result else []
+    closed = _closed(close, state)
     raw_finish = closed["raw_finish"]
-    finish = closed.get("finish") or finishes.get(raw_finish or "", "error")
+    known = raw_finish is None or isinstance(raw_finish, str)
+    finish = closed.get("finish") or (finishes.get(raw_finish or "", "error") if known else "error")
     result = {
-        "parts": [_named(part, names or {}) for part in closed["parts"]],
+        "parts": closed["parts"],
         "finish": finish,
         "model": closed["model"],
         "provider": None,
         "usage": closed["usage"],
         "cost_usd": closed.get("cost_usd"),
         "cost_source": "provider" if closed.get("cost_usd") is not None else None,
-        "origin": {"response_id": closed["response_id"], "raw_finish": raw_finish},
+        "origin": {"response_id": _text_or_none(closed["response_id"]), "raw_finish": raw_finish},
         "losses": [],
     }
     if isinstance(closed.get("service_tier"), str):
@@ -95,27 +103,43 @@ def read(
         result["factors"] = factors
     if closed.get("iterations"):
         result["iterations"] = closed["iterations"]
+    result, odd = _shape.sound(result)
+    result["parts"] = [_named(part, names or {}) for part in result["parts"]]
     if raw_finish is None:
-        failure = failure or CallFailed("cut", "the answer ended without a finish reason")
+        failure = failure or _odd(closed) or CallFailed("cut", "the answer ended without a finish reason")
+    elif odd:
+        failure = CallFailed("malformed", odd, billed="yes")
     elif finish == "error":
         failure = CallFailed("malformed", f"the answer ended with {_faults.tidy(repr(raw_finish))}", billed="yes")
     elif finish in ("stop", "tool") and not any(map(_says_something, result["parts"])):
-        failure = CallFailed("empty", "the answer is empty", billed="yes")
+        failure = failure if unread and failure else CallFailed("empty", "the answer is empty", billed="yes")
     else:
         failure = None
     if failure:
-        partial = {"finish": "error"}
-        failure.result = result | partial if result["parts"] or result["usage"] else None
+        result |= {"finish": "error", "parts": result["parts"] + unread}
+        failure.result = result if result["parts"] or result["usage"] else None
         raise failure
     return result
 
 
-def _trusting(step: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a reader, which takes the vendor's JSON at its word; what is shaped otherwise is malformed."""
+def _closed(close: Callable[[Json], Json], state: Json) -> Json:
+    """close(state); if it does not know the shape of what came, that as it is, as one part."""
     try:
-        return step(*arguments)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise CallFailed("malformed", "the answer has an unknown shape") from None
+        return close(state)
+    except _shape.ERRORS:
+        came = {name: {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else value
+                for name, value in state.items()}  # fmt: skip
+        nothing = dict.fromkeys(("raw_finish", "model", "response_id", "usage"))
+        return nothing | {"parts": [_shape.kept(came)], "unknown": True}
+
+
+def _odd(closed: Json) -> CallFailed | None:
+    return CallFailed("malformed", _shape.ODD) if closed.get("unknown") else None
+
+
+def _text_or_none(value: Any) -> str | None:
+    """An id of the vendor's, which is of no use but to tell: some servers count them."""
+    return value if isinstance(value, str) else None
 
 
 def _says_something(part: Json) -> bool:

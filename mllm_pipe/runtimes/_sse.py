@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _faults
+from mllm_pipe.runtimes import _faults, _shape
 
 MAX_EVENT = 64 << 20  # bytes of one event, or of one plain document
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -54,7 +54,8 @@ def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
     (errors above all), and name events wrongly. An array (Gemini without alt=sse) gives its items. A last event that
     is no JSON is left out: the answer was cut there, and who reads it misses its finish reason. An event that is an
     error by its name alone (`event: error`) becomes {"type": "error", "error": its data}, JSON or not.
-    CallFailed("malformed") for HTML, for other events that are no JSON, and for events beyond `limit`.
+    CallFailed("malformed") for HTML, for a document and other events that are no JSON, and for events beyond `limit`;
+    what is no JSON is its result's only part.
     """
     chunks = iter(chunks)
     first = b""
@@ -69,17 +70,17 @@ def values(chunks: Iterable[bytes], limit: int = MAX_EVENT) -> Iterator[Any]:
     if start in (b"{", b"["):
         yield from _document(chain((first,), chunks), limit)
         return
-    torn = False
+    torn = b""
     for name, data in events(chain((first,), chunks), limit):
         if torn:
-            raise CallFailed("malformed", "an event of the answer is not JSON")
+            raise CallFailed("malformed", "an event of the answer is not JSON", result=_unread(torn))
         if data.strip() == b"[DONE]":
             return
         try:
             value = parsed(data)
         except orjson.JSONDecodeError:
-            torn = name != "error"
-            if torn:
+            if name != "error":
+                torn = data
                 continue
             value = data.decode(errors="replace")
         yield {"type": "error", "error": value} if name == "error" and not _faults.is_error(value) else value
@@ -123,20 +124,31 @@ def _mended(value: Any) -> Any:
 
 
 def _document(chunks: Iterable[bytes], limit: int) -> Iterator[Any]:
-    pieces, size = [], 0
-    for piece in chunks:
-        size += len(piece)
-        if size > limit:
-            raise _too_large(limit)
-        pieces.append(piece)
+    pieces, size = list[bytes](), 0
     try:
-        value = parsed(b"".join(pieces).removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError:
-        return  # cut, as far as one can tell
+        for piece in chunks:
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            pieces.append(piece)
+    except CallFailed as failed:
+        failed.result = _unread(b"".join(pieces))
+        raise
+    data = b"".join(pieces).removeprefix(b"\xef\xbb\xbf")
+    try:
+        value = parsed(data)
+    except orjson.JSONDecodeError as error:
+        raise CallFailed("malformed", f"the answer is no JSON: {error}", result=_unread(data)) from None
     if isinstance(value, list):
         yield from value
     else:
         yield value
+
+
+def _unread(data: bytes) -> dict[str, Any] | None:
+    """What came and is no JSON, as a result."""
+    text = data.decode(errors="replace")
+    return {"parts": [_shape.unread(text)]} if text.strip() else None
 
 
 def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:

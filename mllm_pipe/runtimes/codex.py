@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults, _files, _turns
+from mllm_pipe.runtimes import _child, _faults, _files, _shape, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, uuid_of, write, wrong_program
 from mllm_pipe.sessions.codex import item as _item
 from mllm_pipe.sessions.codex import rollout, rules
@@ -186,7 +186,12 @@ def reply(
 
     model: the one asked for. An `error` event alone is no end. CallFailed tells no secret.
     """
-    result = partial(events, model, losses)
+    return _shape.said(
+        events, lambda some: _partial(some, model, losses), lambda result: _answer(events, result, secrets)
+    )
+
+
+def _answer(events: Sequence[dict[str, Any]], result: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
     if events[-1]["type"] == "turn.completed":
         if any(part["type"] == "text" and part["text"].strip() for part in result["parts"]):
             return {**result, "finish": "stop"}
@@ -202,6 +207,10 @@ def partial(
     events: Sequence[dict[str, Any]], model: str | None = None, losses: Sequence[dict[str, str]] = ()
 ) -> dict[str, Any]:
     """What had come by the last of the events, as a result with finish "error"."""
+    return _shape.so_far(events, lambda some: _partial(some, model, losses))
+
+
+def _partial(events: Sequence[dict[str, Any]], model: str | None, losses: Sequence[dict[str, str]]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     for event in events:
         item = event.get("item") or {}
@@ -237,10 +246,14 @@ _PROSE = (
 def _failure(text: str, result: dict[str, Any] | None, secrets: Sequence[str]) -> CallFailed:
     """The program's prose as a failure: it has a status in it, is the body of a 400, or is known by its words."""
     status = re.search(r"(?:unexpected|last) status:? (\d{3})", text)
-    body = text.encode() if text.startswith("{") else orjson.dumps({"error": {"message": text}})
-    if status or text.startswith("{"):
-        fault = _faults.of_reply(int(status[1]) if status else 400, {}, body, secrets)
-        code, billed, said = fault.code, "unknown" if result else fault.billed, _faults.message(orjson.loads(body))
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        body = None
+    if status or isinstance(body, dict):
+        value = body if isinstance(body, dict) else {"error": {"message": text}}
+        fault = _faults.of_reply(int(status[1]) if status else 400, {}, orjson.dumps(value), secrets)
+        code, billed, said = fault.code, "unknown" if result else fault.billed, _faults.message(value)
         number = fault.http_status
     else:
         known = (row for row in _PROSE if re.search(row[0], text))

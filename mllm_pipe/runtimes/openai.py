@@ -195,8 +195,8 @@ def _fold(state: Json, event: Json, text: Callable[[str], None]) -> bool:
     if isinstance(event.get("response"), dict):
         state["response"] = event["response"]
     if kind == "response.output_text.delta":
-        state.setdefault("texts", {}).setdefault(event.get("output_index", 0), []).append(event["delta"])
         text(event["delta"])
+        state.setdefault("texts", {}).setdefault(event.get("output_index", 0), []).append(event["delta"])
     elif kind == "response.output_item.done":
         state.setdefault("items", []).append(event["item"])
         state.get("texts", {}).pop(event.get("output_index", 0), None)
