@@ -10,8 +10,9 @@ import pytest
 from conftest import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd import odd
 from opencode_db import keep
-from test_import import BLOCK, FILES, IDS, KINDS, lay, line, state
+from test_import import BLOCK, BODIES, CHAT, FILES, IDS, KINDS, SESSIONS, SNAKE, lay, line, state
 
 from mllm_pipe import sessions
 from mllm_pipe.envelope import holds
@@ -195,3 +196,35 @@ def test_whatever_was_read_is_written_or_refused_in_words(turns, _kind):
             except Failure:
                 continue
             assert isinstance(data, bytes)
+
+
+SAMPLES = {program: [orjson.loads(one) for one in path.read_bytes().splitlines()] for program, path in FILES.items()}
+SAMPLES |= {"llm": orjson.loads((SESSIONS / "llm-logs.json").read_bytes())}
+SAMPLES |= {api: [body] for api, body in BODIES.items()} | {"openai chat": CHAT, "google snake_case": SNAKE}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_value_of_another_shape_anywhere_makes_records_or_is_refused_in_words(name):
+    module = sessions.load(name.split()[0])
+    found = 0
+    for entries in odd(SAMPLES[name]):
+        try:
+            made = module.records([entry for entry in entries if isinstance(entry, dict)], "s")["records"]
+        except Failure:
+            continue
+        assert all(map(holds, made)) and all(map(orjson.dumps, made)), entries
+        found += bool(made)
+    assert found > len(SAMPLES[name])
+
+
+@pytest.mark.parametrize(("said", "program", "status", "err"), [
+    ({"messages": 5}, "openai", 66, "thread-import: odd.json: no conversation of the Responses API or Chat Completions\n"),
+    ({"input": True}, "openai", 66, "thread-import: odd.json: no conversation of the Responses API or Chat Completions\n"),
+    ([{"id": {}, "prompt": "q", "response": "a"}], "llm", 66, "thread-import: odd.json: no conversation of llm\n"),
+    ({"info": {"id": "s"}, "messages": [{"info": {"id": "m", "role": "user"}, "parts": [{"type": {"a": 1}}]}]}, "opencode", 0, ""),
+])  # fmt: skip
+def test_a_field_of_another_shape_is_kept_or_refused(sh, work, said, program, status, err):
+    (work / "odd.json").write_bytes(orjson.dumps(said))
+    ran = sh(f"thread-import -q --from {program} odd.json")
+    assert (ran.status, ran.err) == (status, err)
+    assert [one["content"] for one in ran.records if one["type"] == "message"] == [[{"type": "opaque", "raw": {"type": {"a": 1}}}]] * (status == 0)

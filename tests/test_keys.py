@@ -208,6 +208,7 @@ def test_a_key_is_typed_at_a_hidden_prompt(sh, home):
     ("mllm keys set echo < /dev/null", 2, "'echo' is no runtime that a key is kept for; "),
     ("mllm keys set ../x < /dev/null", 2, "'../x' is no runtime that a key is kept for; "),
     ("mllm keys set groq < /dev/null", 2, "stdin is empty; the key comes from there: op read ... | mllm keys set groq\n"),
+    ("mllm keys set groq <&-", 2, "stdin is empty; the key comes from there: op read ... | mllm keys set groq\n"),
     ("printf 'a\\nb' | mllm keys set groq", 2, "what was given holds a line break, an outer blank or a character outside"),
     ("mllm keys rm groq", 66, "no key is kept for groq; mllm keys list shows the names\n"),
     ("mllm keys rm ../mllm.toml", 66, "no key is kept for ../mllm.toml; mllm keys list shows the names\n"),

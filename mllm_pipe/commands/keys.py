@@ -35,7 +35,7 @@ def set_command(name: str) -> int:
     if kind_of(0) == "terminal":
         value = str(click.prompt(f"Key of {name}", hide_input=True, default="", show_default=False, err=True))
     else:
-        given = sys.stdin.buffer.read(_LONGEST)
+        given = sys.stdin.buffer.read(_LONGEST) if sys.stdin else b""  # none with <&-
         if not given:
             raise Usage(f"stdin is empty; the key comes from there: op read ... | mllm keys set {name}")
         value = given.decode(errors="replace").removesuffix("\n").removesuffix("\r")

@@ -83,6 +83,11 @@ def message(thread: str, ident: str, at: Any, role: str, said: str | list[Json],
     return made
 
 
+def word(value: Any) -> str:
+    """What a foreign value says that it is, "" if that is no text."""
+    return value if isinstance(value, str) else ""
+
+
 def opaque(value: Any) -> Json:
     """The part for a foreign value that has no form here."""
     return {"type": "opaque", "raw": value}

@@ -15,7 +15,7 @@ from typing import Any
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, told
+from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, told, word
 from mllm_pipe.sessions.growing import Growing
 from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
 from mllm_pipe.thread import parts_of as thread_parts
@@ -102,7 +102,7 @@ class _Tree:
 
     def take(self, line: Json) -> None:
         """Take one line."""
-        kind, uuid, version = line.get("type"), line.get("uuid"), line.get("version")
+        kind, uuid, version = word(line.get("type")), line.get("uuid"), line.get("version")
         if isinstance(version, str):
             self.version = version
         if not isinstance(uuid, str) or not 0 < len(uuid) <= 190:

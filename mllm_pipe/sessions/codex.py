@@ -17,7 +17,7 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import message, opaque, record, session_id, settled, span, told
+from mllm_pipe.sessions import message, opaque, record, session_id, settled, span, told, word
 from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
 
 Json = dict[str, Any]
@@ -90,7 +90,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
 
     for line in entries:
         number += 1
-        kind, payload, at = line.get("type"), line.get("payload"), line.get("timestamp")
+        kind, payload, at = word(line.get("type")), line.get("payload"), line.get("timestamp")
         if not isinstance(payload, dict):
             kind = "?"
         elif kind == "session_meta":

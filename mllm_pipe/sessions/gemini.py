@@ -19,7 +19,7 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span
+from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span, word
 from mllm_pipe.sessions.store import Held, Reader, Whole, create, files_in, held_in, ndjson, says_first
 
 Json = dict[str, Any]
@@ -171,7 +171,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     last_of: dict[str | None, str] = {}  # the last record that a line gave
     asked = None
     for ident, line in told_of.newest.items():
-        kind, at = line.get("type"), line.get("timestamp")
+        kind, at = word(line.get("type")), line.get("timestamp")
         if kind in BESIDE or ident == FIRST_ID:
             continue
         if kind not in ("user", "gemini"):

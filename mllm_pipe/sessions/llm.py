@@ -237,7 +237,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
             continue
         ident, conversation = row.get("id"), row.get("conversation_id")
         if not isinstance(ident, str) or not 0 < len(ident) <= 180 or ident in seen:
-            if ident not in seen:
+            if not isinstance(ident, str) or ident not in seen:
                 out.append(record("opaque", thread, f"line-{len(out)}", None, program="llm", raw=row))
             continue
         seen.add(ident)

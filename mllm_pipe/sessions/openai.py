@@ -24,7 +24,8 @@ def records(entries: Iterable[Json], _name: str) -> Json:
         chain.add("system", _texts(asked["instructions"]))
     given = asked.get("messages", asked.get("input"))
     answer: list[Json] = []
-    for one in [{"role": "user", "content": given}] if isinstance(given, str) else given or []:
+    given = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    for one in given if isinstance(given, list) else []:
         role, parts = _turn(one)
         if role == "assistant":
             answer += parts

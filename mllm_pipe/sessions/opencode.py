@@ -19,7 +19,7 @@ from mllm_pipe.envelope import timestamp
 from mllm_pipe.errors import CallFailed, Missing, WriteFailed
 from mllm_pipe.runtimes import _child
 from mllm_pipe.runtimes._program import uuid_of
-from mllm_pipe.sessions import message, opaque, record, span
+from mllm_pipe.sessions import message, opaque, record, span, word
 from mllm_pipe.sessions.opencode_document import VERSION, session, session_id
 from mllm_pipe.sessions.store import Held, Reader, Whole
 
@@ -156,7 +156,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
             continue
         ident = info.get("id")
         if not isinstance(ident, str) or not 0 < len(ident) <= 180 or ident in seen:
-            if ident not in seen:
+            if not isinstance(ident, str) or ident not in seen:
                 out.append(_unknown(thread, entry))
             continue
         seen.add(ident)
@@ -241,7 +241,7 @@ def _at(info: Json, moment: str) -> str | None:
 
 def _part(part: Json) -> Json | None:
     """A part as one of ours; None for bookkeeping, and for what the program itself wrote."""
-    kind = part.get("type")
+    kind = word(part.get("type"))
     if kind in BESIDE or part.get("synthetic") is True or part.get("ignored") is True:
         return None
     own = {name: value for name, value in part.items() if name not in ("id", "sessionID", "messageID", "time")}
