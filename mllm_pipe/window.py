@@ -37,13 +37,16 @@ def estimate(request: dict[str, Any]) -> int:
 def condensed(messages: list[Record], records: list[Record]) -> list[Record]:
     """The branch as it is sent: what the newest summary of it covers is replaced by it; what is pinned stays.
 
-    A summary that covers a message of another branch tells what was said there, and is none of this one.
+    A summary that covers a message of another branch tells what was said there, and is none of this one. What came
+    after it changes nothing of what it covers: a call whose result is pinned later stays covered.
     """
     here = {ident for message in messages for ident in _stands_for(message)}
     summaries = [record for record in records if record["type"] == "summary" and here.issuperset(record["covers"])]
     if not summaries:
         return messages
-    summary, stays = summaries[-1], staying(messages)
+    summary = summaries[-1]
+    later = {record["id"] for record in records[records.index(summary) :]}
+    stays = staying([message for message in messages if message["id"] not in later])
     covers = set(summary["covers"])
     covered = {message["id"] for message in messages
                if covers.issuperset(_stands_for(message)) and message["id"] not in stays}  # fmt: skip

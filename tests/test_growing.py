@@ -42,7 +42,8 @@ def sent(thread, summary, agent):
     """The requests that the agent was sent as the thread grew, and the one that it would be sent now."""
     record, begin = summary
     for end in range(begin + 1, len(thread) + 1):
-        request = view(window.condensed(thread[:end], [record] if record else []), agent) | {"schema": None}
+        records = [*thread[:begin], record, *thread[begin:end]] if record else thread[:end]
+        request = view(window.condensed(thread[:end], records), agent) | {"schema": None}
         follows = thread[end] if end < len(thread) else None
         spoke = follows is None or (
             follows["role"] == "assistant" and follows.get("author", {}).get("agent", agent) == agent
