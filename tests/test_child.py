@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _key, command
+from mllm_pipe.runtimes import _child, _key, _listening, command
 
 ENV = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
@@ -386,7 +386,7 @@ os._exit(0 if out == b"through" else 1)
 def test_lines_are_whole_however_they_come() -> None:
     for size in range(1, 12):
         lines: list[bytes] = []
-        feed = _child.by_line(lines.append)
+        feed = _listening.by_line(lines.append)
         data = b"one\n\ntwo three\nfour"
         for start in range(0, len(data), size):
             feed(data[start : start + size])

@@ -15,7 +15,6 @@ import re
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -66,27 +65,6 @@ def find(program: str, path: str | None = None) -> str | None:
     return None
 
 
-def by_line(on_line: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """An `on_bytes` for `run` that calls `on_line` with each line, without its newline; the last may lack one.
-
-    It may take the program's JSON at its word: CallFailed("malformed") for what is shaped otherwise.
-    """
-    from mllm_pipe.runtimes._shape import trusting
-
-    rest: list[bytes] = []
-
-    def on_bytes(data: bytes) -> None:
-        head, *lines = data.split(b"\n")
-        rest.append(head)
-        if lines or not data:
-            for line in (b"".join(rest), *lines[:-1]):
-                if line:
-                    trusting(on_line, line)
-            rest[:] = lines[-1:]
-
-    return on_bytes
-
-
 def last_line(text: str, secrets: Sequence[str] = ()) -> str:
     """The last line of a text that says something, fit for an error message: short, no controls, no secrets."""
     from mllm_pipe.runtimes._faults import tidy
@@ -135,26 +113,6 @@ def run(
         for fd in ours:
             os.close(fd)
         _stop(child)
-
-
-def patient(target: Mapping[str, Any], left: Callable[[], float], begun: Callable[[], object]) -> Callable[[], float]:
-    """`left` for `run`, which is over too when a program has not begun to answer within target["first_byte_s"]."""
-    limit: float | None = target.get("first_byte_s")
-    if not limit:
-        return left
-    until, heard = time.monotonic() + limit, False
-
-    def shorter() -> float:
-        nonlocal heard
-        heard = heard or bool(begun())
-        if heard:
-            return left()
-        wait = until - time.monotonic()
-        if wait <= 0:
-            raise CallFailed("timeout", f"no answer within {limit:g} s")
-        return min(left(), wait)
-
-    return shorter
 
 
 def kill_all() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _files, _turns
+from mllm_pipe.runtimes import _child, _files, _listening, _turns
 from mllm_pipe.runtimes._claude_reply import SYNTHETIC, event_of, partial, reply, with_end, worth
 from mllm_pipe.runtimes._program import distinct, key_for, options_of, write, wrong_program
 from mllm_pipe.sessions.claude import block, lines, rules
@@ -193,8 +193,8 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                 stdin=made["stdin"],
                 env=env,
                 cwd=target.get("cwd") or cwd,
-                left=_child.patient(target, io.left, lambda: events),
-                on_bytes=_child.by_line(on_line),
+                left=_listening.patient(target, io.left, lambda: events),
+                on_bytes=_listening.by_line(on_line),
             )
         except _child.Enough:
             ended = _child.Exit(0, "")

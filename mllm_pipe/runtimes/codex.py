@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _faults, _files, _shape, _turns
+from mllm_pipe.runtimes import _child, _faults, _files, _listening, _shape, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, uuid_of, write, wrong_program
 from mllm_pipe.sessions.codex import item as _item
 from mllm_pipe.sessions.codex import rollout, rules
@@ -337,8 +337,8 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
                     stdin=made["stdin"].encode(),
                     env=env,
                     cwd=target.get("cwd") or cwd,
-                    left=_child.patient(target, io.left, lambda: events),
-                    on_bytes=_child.by_line(on_line),
+                    left=_listening.patient(target, io.left, lambda: events),
+                    on_bytes=_listening.by_line(on_line),
                 )
             except CallFailed as failed:
                 if _over(events):  # it had said all, and would not end

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _key, _turns
+from mllm_pipe.runtimes import _child, _key, _listening, _turns
 from mllm_pipe.thread import framed, text_of, transcript_text
 
 STREAMS = True
@@ -122,7 +122,7 @@ def _by_records(target: dict[str, Any], view: dict[str, Any], io: Any) -> dict[s
             if "content" in record:
                 io.text(text_of(record["content"]))
 
-    _run(target, _records.told(view), io, _child.by_line(on_line), lambda: _records.reply(records))
+    _run(target, _records.told(view), io, _listening.by_line(on_line), lambda: _records.reply(records))
     return _records.reply(records)
 
 
@@ -131,7 +131,7 @@ def _run(target: dict[str, Any], stdin: bytes, io: Any, on_bytes: Callable[[byte
     """Runs the program to its end. came: the result so far, which a failure carries if it says anything."""
     passed, name = _passed(target), target["argv"][0]
     env = _key.environment(passed) | {"MLLM_PARENT_RUN_ID": io.run}
-    left = _child.patient(target, io.left, lambda: came()["parts"])
+    left = _listening.patient(target, io.left, lambda: came()["parts"])
     try:
         ended = _child.run(target["argv"], stdin=stdin, env=env, cwd=None, left=left, on_bytes=on_bytes)
     except CallFailed as failed:

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _child, _files, _gemini_reply, _turns
+from mllm_pipe.runtimes import _child, _files, _gemini_reply, _listening, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, write, wrong_program
 from mllm_pipe.runtimes.google import NO_SIGNATURE
 from mllm_pipe.sessions.gemini import HIDDEN, lines, rules
@@ -215,8 +215,8 @@ def call(target: Json, request: Json, io: Any) -> Json:
                     stdin=b"/" + os.fsencode(os.path.basename(place)),
                     env=env,
                     cwd=target.get("cwd") or os.path.join(place, "cwd"),
-                    left=_child.patient(target, io.left, lambda: _gemini_reply.begun(events)),
-                    on_bytes=_child.by_line(on_line),
+                    left=_listening.patient(target, io.left, lambda: _gemini_reply.begun(events)),
+                    on_bytes=_listening.by_line(on_line),
                 )
             except CallFailed as failed:
                 if not _gemini_reply.over(events):

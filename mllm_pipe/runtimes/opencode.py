@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.runtimes import _child, _endpoint, _files, _opencode_reply, _turns
+from mllm_pipe.runtimes import _child, _endpoint, _files, _listening, _opencode_reply, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, uuid_of, write, wrong_program
 from mllm_pipe.sessions.opencode_document import TIME, rules, with_results
 from mllm_pipe.sessions.opencode_document import document as in_form
@@ -231,8 +231,8 @@ def call(target: Json, request: Json, io: Any) -> Json:
                     stdin=made["stdin"].encode(),
                     env=env,
                     cwd=cwd,
-                    left=_child.patient(target, io.left, lambda: events),
-                    on_bytes=_child.by_line(on_line),
+                    left=_listening.patient(target, io.left, lambda: events),
+                    on_bytes=_listening.by_line(on_line),
                 )
             except _Hopeless:
                 pass
