@@ -58,7 +58,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("PATH", os.environ["MLLM_TEST_PROGRAMS"] + os.pathsep + os.environ["PATH"])
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile.tempdir", None)  # where the standard library keeps the TMPDIR that it saw first
     for name in ("GEMINI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "MY_SECRET"):
         monkeypatch.setenv(name, "sk-canary-env")
     furnish(home, tmp_path / "CANARY-HOOK")

@@ -113,11 +113,16 @@ def test_what_is_no_schema_is_refused(spec):
 # -- tools
 
 
+def adder(work):
+    """A tool, and the program that answers its calls and leaves a file "ran"."""
+    (work / "add.json").write_text('{"name":"add","description":"adds","input_schema":{"type":"object"}}')
+    (work / "add").write_text("#!/bin/sh\ntouch ran; jq -c '.arguments.a + .arguments.b'\n")
+    (work / "add").chmod(0o755)
+
+
 def test_calls_are_answered_by_a_program_until_there_is_an_answer(sh, work, home):
     tape(work, CALL, text("It is 5 and 2."))
-    (work / "add.json").write_text('{"name":"add","description":"adds","input_schema":{"type":"object"}}')
-    (work / "add").write_text("#!/bin/sh\njq -c '.arguments.a + .arguments.b'\n")
-    (work / "add").chmod(0o755)
+    adder(work)
     ran = sh("dispatch --to replay:tape --tool add.json --run-tools exec:./add --new sum | tee s | trace; cat s")
     run, *stream = ran.records
     assert [record.get("role") or record["type"] for record in stream] == [
@@ -146,9 +151,7 @@ def test_calls_without_end_stop_at_the_limit(sh, work, home):
 
 def test_calls_that_a_thread_ends_with_are_answered_by_who_comes_next(sh, work, home):
     tape(work, CALL, text("It is 5 and 2."))
-    (work / "add.json").write_text('{"name":"add","parameters":{"type":"object"}}')
-    (work / "add").write_text("#!/bin/sh\ntouch ran; jq -c '.arguments.a + .arguments.b'\n")
-    (work / "add").chmod(0o755)
+    adder(work)
     asked = sh("dispatch --to replay:tape --tool add.json --new sum > t; dispatch --to replay:tape < t | tail -n 2; exit ${PIPESTATUS[0]}")
     assert (asked.status, asked.kinds()) == (2, "failed end")
     assert asked.err.endswith("nothing to answer: it ends with calls of tools; give a PROMPT, or --run-tools exec:CMD answers them\n")
