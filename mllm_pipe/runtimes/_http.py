@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import ssl
 
     import httpcore
-    import httpx
 
 CONNECT_S = 10.0
 FIRST_BYTE_S = 600.0  # a local server may read a long prompt for minutes before it says anything
@@ -41,6 +40,7 @@ IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping
 SLICE_S = 0.5  # the longest single wait: after it, io.left() is asked again and may end the call from elsewhere
 LINGER_S = 0.05
 KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
+NAME_S = 10.0
 MAX_DECODED = 256 << 20  # bytes of a whole answer once unzipped
 _MAX_ERROR_BODY = 64 << 10
 
@@ -84,13 +84,13 @@ def post(
     try:
         way = _way(parts.scheme, parts.hostname or "")
         way.clock = clock
-        with closing(way.ask(parts, headers, body)) as response:
+        with closing(way.ask(parts, headers, body)) as answer:
             clock.phase = "head"
-            if not response.is_success:
-                raise _refusal(response, secrets)
-            if "html" in response.headers.get("content-type", ""):
+            if not 200 <= answer.status < 300:
+                raise _refusal(answer, secrets)
+            if "html" in answer.headers.get("content-type", ""):
                 raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?", http_status=200)
-            pieces = _body(response)
+            pieces = answer.body()
             try:
                 for piece in pieces:
                     size += len(piece)
@@ -162,16 +162,14 @@ class _Life:
 
 def _close(ways: dict[Any, Any]) -> None:
     for way in ways.values():
-        way.pool.close()
+        way.close()
 
 
 def _way(scheme: str, host: str) -> Any:
     """This thread's way to a host (one for each proxy); its `clock` is that of the call."""
-    import httpx
-
     with _once:
-        if scheme not in _shared:  # reading the certificates takes 20 ms, and a local server needs none
-            _shared[scheme] = httpx.create_ssl_context() if scheme == "https" else None
+        if scheme not in _shared:
+            _shared[scheme] = _certificates() if scheme == "https" else None
             _shared.setdefault("way", _way_class())
     if not hasattr(_own, "ways"):
         _own.ways, _own.life = {}, _Life()
@@ -182,14 +180,22 @@ def _way(scheme: str, host: str) -> Any:
     return _own.ways[scheme, proxy]
 
 
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust. Here, as to load httpx takes 50 ms, and to read them 20, and a local server needs neither."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
 def _way_class() -> type:
-    """httpcore's pool over sockets that obey a clock. Here, so that it is imported only to send.
+    """httpcore over sockets that obey a clock. Here, so that it is imported only to send.
 
     Not httpx.Client: its cookies, redirects, hooks and authentication are what we do not want, and half of the
     processor time of a call.
     """
     import httpcore
-    import httpx
+
+    from mllm_pipe.runtimes._wire import Address, connected
 
     class Stream(httpcore.NetworkStream):
         held: bytes
@@ -245,50 +251,55 @@ def _way_class() -> type:
             local_address: str | None = None,
             socket_options: Iterable[Any] | None = None,
         ) -> httpcore.NetworkStream:
-            # socket.create_connection grants its timeout to each address of a host anew
+            connect = super().connect_tcp
+
+            def by_name(address: Address, limit: float) -> httpcore.NetworkStream:
+                return connect(str(address[4][0]), port, limit)
+
+            return self.reach(host, port, by_name)
+
+        def reach(
+            self, host: str, port: int, connect: Callable[[Address, float], httpcore.NetworkStream]
+        ) -> httpcore.NetworkStream:
+            """A connection to the first address of the host that takes one; all of them share one limit."""
             io, ends = self.way.clock.io, time.monotonic() + CONNECT_S
             try:
-                addresses = dict.fromkeys(
-                    found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                )
+                addresses = _addresses(host, port)
             except OSError as error:
                 raise httpcore.ConnectError(str(error)) from None
             failure: Exception = httpcore.ConnectError(f"{host} has no address")
             for address in addresses:
                 limit = max(min(io.left(), ends - time.monotonic()), 0.001)
                 try:
-                    return Stream(super().connect_tcp(str(address), port, limit), self.way)
+                    return Stream(connect(address, limit), self.way)
                 except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                     failure = error
             raise failure
-
-    class Body(httpx.SyncByteStream):
-        def __init__(self, chunks: Any) -> None:
-            self.chunks = chunks
-
-        def __iter__(self) -> Iterator[bytes]:
-            yield from self.chunks
-
-        def close(self) -> None:
-            self.chunks.close()
 
     class Way:
         clock: _Clock
 
         def __init__(self, tls: ssl.SSLContext | None, proxy: str | None) -> None:
-            self.pool: httpcore.ConnectionPool
+            self.backend = Backend(self)
+            self.pool: httpcore.ConnectionPool | None = None
             self.usual = {"accept": "text/event-stream, application/json", "accept-encoding": "identity"}
             self.usual |= {"user-agent": f"mllm-pipe/{__version__}"} | ({} if tls else {"connection": "close"})
-            kept: dict[str, Any] = {"ssl_context": tls, "network_backend": Backend(self), "keepalive_expiry": KEEP_S}
+            kept: dict[str, Any] = {"ssl_context": tls, "network_backend": self.backend, "keepalive_expiry": KEEP_S}
             if proxy is None:
-                self.pool = httpcore.ConnectionPool(**kept)
+                self.pool = httpcore.ConnectionPool(**kept) if tls else None
             elif proxy.startswith("socks"):
                 self.pool = httpcore.SOCKSProxy(proxy, **kept)
             else:
+                import httpx
+
                 at = httpx.Proxy(proxy)
                 self.pool = httpcore.HTTPProxy(str(at.url), proxy_auth=at.raw_auth, **kept)
 
-        def ask(self, parts: SplitResult, headers: Mapping[str, str], body: bytes | None) -> httpx.Response:
+        def close(self) -> None:
+            if self.pool:
+                self.pool.close()
+
+        def ask(self, parts: SplitResult, headers: Mapping[str, str], body: bytes | None) -> _Answer:
             """The head of the answer; who asked closes it."""
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             to = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target=target)
@@ -297,10 +308,44 @@ def _way_class() -> type:
             sent = {"host": parts.netloc.rpartition("@")[2]} | self.usual | _login(parts) | said | size
             asked = httpcore.Request("GET" if body is None else "POST", to, headers=list(sent.items()), content=body,
                                      extensions={"timeout": {"pool": CONNECT_S}})  # fmt: skip
-            answer = self.pool.handle_request(asked)
-            return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer.stream))
+            if self.pool:
+                return _Answer(self.pool.handle_request(asked))
+            stream = self.backend.reach(parts.hostname or "", parts.port or 80, connected)
+            return _Answer(httpcore.HTTP11Connection(to.origin, stream).handle_request(asked))
 
     return Way
+
+
+class _Answer:
+    """The head of an answer: its status, its headers (names in lower case); and its body, as it comes."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self.status = response.status
+        self.headers: dict[str, str] = {}
+        for raw, text in response.headers:
+            name, value = raw.decode("latin-1").lower(), text.decode("latin-1")
+            self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+        self.stream: Any = response.stream
+
+    def body(self) -> Iterator[bytes]:
+        """Its bytes, unzipped."""
+        return unzipped(self.stream, self.headers.get("content-encoding", ""))
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def _addresses(host: str, port: int) -> list[Any]:
+    """What the name service says of a host; asked anew after a while, not for each of a hundred thousand calls."""
+    now = time.monotonic()
+    said, at = _names.get((host, port), ([], -NAME_S))
+    if now - at >= NAME_S:
+        said = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        _names[host, port] = said, now
+    return said
+
+
+_names: dict[tuple[str, int], tuple[list[Any], float]] = {}
 
 
 def _login(parts: SplitResult) -> dict[str, str]:
@@ -312,10 +357,6 @@ def _login(parts: SplitResult) -> dict[str, str]:
 
     said = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {"authorization": f"Basic {b64encode(said.encode()).decode()}"}
-
-
-def _body(response: httpx.Response) -> Iterator[bytes]:
-    return unzipped(response.iter_raw(), response.headers.get("content-encoding", ""))
 
 
 # -- what went wrong --------------------------------------------------------------------------------------------------
@@ -367,16 +408,16 @@ def _drain(pieces: Iterator[bytes], clock: _Clock) -> None:
         pass
 
 
-def _refusal(response: httpx.Response, secrets: tuple[str, ...]) -> CallFailed:
+def _refusal(answer: _Answer, secrets: tuple[str, ...]) -> CallFailed:
     """The failure that a status other than 200 says; its body is read as far as it says anything."""
-    status = response.status_code
+    status = answer.status
     if 300 <= status < 400:
-        to = urlsplit(response.headers.get("location", "")).hostname or "another place"
+        to = urlsplit(answer.headers.get("location", "")).hostname or "another place"
         said = _faults.tidy(f"{status} redirected to {to}; redirects are not followed, correct the base URL", secrets)
         return CallFailed("bad_request", said, billed="no", http_status=status)
     body = b""
     try:
-        for piece in _body(response):
+        for piece in answer.body():
             body += piece
             if len(body) > _MAX_ERROR_BODY:
                 break
@@ -384,4 +425,4 @@ def _refusal(response: httpx.Response, secrets: tuple[str, ...]) -> CallFailed:
         pass  # the status says it already
     except _errors():
         pass
-    return _faults.of_reply(status, dict(response.headers), body, secrets)
+    return _faults.of_reply(status, answer.headers, body, secrets)
