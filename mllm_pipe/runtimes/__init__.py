@@ -67,12 +67,14 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 from mllm_pipe.errors import Usage
 
 
+@cache
 def load(kind: str) -> ModuleType:
     """The module of a runtime kind (`openai-chat` -> openai_chat.py). The folder is the registry. Usage if unknown."""
     name = kind.replace("-", "_")

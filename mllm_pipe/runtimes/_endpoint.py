@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ def base_url(target: Mapping[str, Any], variable: str, default: str) -> str:
     return str(target.get("base_url") or os.environ.get(variable) or default).rstrip("/")
 
 
+@lru_cache(64)
 def endpoint(url: str) -> str:
     """host[:port] of a URL, in lower case, without user and password; "" if there is none."""
     try:
@@ -131,6 +133,7 @@ def checked(url: str, headers: Mapping[str, str]) -> Any:
     return parts
 
 
+@lru_cache(64)
 def loopback(host: str) -> bool:
     """True for localhost, 127.0.0.0/8 and ::1."""
     if host.lower().rstrip(".") == "localhost":

@@ -103,15 +103,21 @@ def read(
         result["factors"] = factors
     if closed.get("iterations"):
         result["iterations"] = closed["iterations"]
-    result, odd = _shape.sound(result)
-    result["parts"] = [_named(part, names or {}) for part in result["parts"]]
+    odd = ""
+    if finish == "error":
+        result, odd = _shape.sound(result)  # where there is a finish, _shape.heard asks whether all of it is sound
+    try:
+        result["parts"] = [_named(part, names or {}) for part in result["parts"]]
+        silent = not any(map(_says_something, result["parts"]))
+    except _shape.ERRORS:
+        silent, (result, odd) = False, _shape.sound(result)
     if raw_finish is None:
         failure = failure or _odd(closed) or CallFailed("cut", "the answer ended without a finish reason")
     elif odd:
         failure = CallFailed("malformed", odd, billed="yes")
     elif finish == "error":
         failure = CallFailed("malformed", f"the answer ended with {_faults.tidy(repr(raw_finish))}", billed="yes")
-    elif finish in ("stop", "tool") and not any(map(_says_something, result["parts"])):
+    elif finish in ("stop", "tool") and silent:
         failure = failure if unread and failure else CallFailed("empty", "the answer is empty", billed="yes")
     else:
         failure = None
