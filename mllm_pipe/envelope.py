@@ -28,11 +28,21 @@ MAX_DEPTH = 128  # orjson reads 1024 levels and writes 254; what we accept we ca
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then random; sorts by time."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    try:
+        noise = _noise.pop()
+    except IndexError:
+        drawn = os.urandom(2560)  # a system call each time would be most of what an id takes
+        _noise.extend([drawn[start : start + 10] for start in range(0, 2550, 10)])
+        noise = drawn[2550:]
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(noise)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_noise: list[bytes] = []
+os.register_at_fork(after_in_child=_noise.clear)  # or two processes would give the same ids
 
 
 def timestamp(seconds: float | None = None) -> str:

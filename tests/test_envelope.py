@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from random import Random
 
@@ -164,6 +165,20 @@ def test_ids_are_uuid7_and_sort_by_time():
     assert len(set(made)) == 1000
     assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", one) for one in made)
     assert [one[:13] for one in made] == sorted(one[:13] for one in made)
+
+
+def test_a_forked_process_gives_ids_of_its_own():
+    envelope.new_id()  # draws noise for many
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.write(writing, "".join(envelope.new_id()[19:] for _ in range(200)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    there = os.read(reading, 1 << 16).decode()
+    os.close(reading)
+    os.close(writing)
+    noise = [there[start : start + 17] for start in range(0, len(there), 17)]
+    assert len(noise) == 200 and not {envelope.new_id()[19:] for _ in range(200)} & set(noise)
 
 
 @given(st.integers(min_value=0, max_value=4_000_000_000_000))
