@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
 import time
 
@@ -355,3 +357,34 @@ def test_a_journal_that_is_taken_away_meanwhile_is_begun_anew(sh, home, batch):
         assert sh(f"dispatch --to openai-chat:m --base-url {server.url} < in > out") == (0, "", "")
     kept = [orjson.loads(line)["type"] for line in (folder / "journal.jsonl").read_bytes().splitlines()]
     assert kept == ["outcome", "intent", "outcome"] and (folder / "journal.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+AT_ONCE = """
+import fcntl, os, re, sys, threading
+from mllm_pipe.calling import journal
+def writes():
+    return int(re.search(r"syscw: (\\d+)", open("/proc/self/io").read())[1])
+journal.intend("first", "k", {})
+held = open(journal.path(), "ab")
+fcntl.flock(held, fcntl.LOCK_EX)
+crew = [threading.Thread(target=journal.intend, args=(f"r{number}", "k", {})) for number in range(100)]
+before = writes()
+for one in crew:
+    one.start()
+while threading.active_count() <= 100:
+    pass
+fcntl.flock(held, fcntl.LOCK_UN)
+for one in crew:
+    one.join()
+print(writes() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="who counts the writes of a process is Linux")
+def test_lines_that_come_at_once_are_written_together_and_each_whole(sh, home, work):
+    """A hundred threads that come while another process has the journal."""
+    (work / "at_once.py").write_text(AT_ONCE)
+    ran = sh(f"{sys.executable} at_once.py")
+    assert ran.status == 0 and int(ran.out) < 50, ran
+    lines = (home / ".local/state/mllm-pipe/journal.jsonl").read_bytes().splitlines()
+    assert sorted(orjson.loads(line)["id"] for line in lines) == sorted(["first", *(f"r{number}" for number in range(100))])

@@ -19,7 +19,35 @@ from mllm_pipe.stream import watch_reader
 Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
 live: dict[str, Sent] = {}  # calls that were sent and are not settled, by id
 journalled: list[str] = []  # run ids of this process that the journal has
-_settling = threading.Lock()
+
+
+class _Settling:
+    """How many settle something now: many at once, and none any more once it is over."""
+
+    def __init__(self) -> None:
+        self.changed, self.count, self.over = threading.Condition(), 0, False
+
+    def __enter__(self) -> None:
+        with self.changed:
+            while self.over:
+                self.changed.wait()
+            self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self.count -= 1
+            if self.over:
+                self.changed.notify_all()
+
+    def end(self, seconds: float) -> None:
+        """Those who are at it are waited for, so long; nobody begins after this."""
+        with self.changed:
+            self.over = True
+            self.changed.wait_for(lambda: not self.count, seconds)
+
+
+_settling = _Settling()
+_abandoning = threading.Lock()
 
 
 def where_answers_are() -> str:
@@ -32,19 +60,20 @@ def where_answers_are() -> str:
 def abandon() -> None:
     """The process is about to end. What had come of the answers in flight may have to be paid for: it is written down
     as unknown, and their programs are ended. An answer that has just come is written down first."""
-    _settling.acquire(timeout=10)  # for good: nobody settles anything after this
-    for run_id, (target, about, io, key, attempts) in list(live.items()):
-        stopped = CallFailed("cut", "the command was ended")
-        span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
-        error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
-        error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
-        heard = "".join(io.pieces).encode(errors="replace").decode()
-        with suppress(WriteFailed):
-            journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
-    live.clear()
-    child = sys.modules.get("mllm_pipe.runtimes._child")
-    if child:
-        child.kill_all()
+    with _abandoning:  # a signal and a reader that leaves may come at once
+        _settling.end(10)
+        for run_id, (target, about, io, key, attempts) in list(live.items()):
+            stopped = CallFailed("cut", "the command was ended")
+            span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
+            error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
+            error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
+            heard = "".join(io.pieces).encode(errors="replace").decode()
+            with suppress(WriteFailed):
+                journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
+        live.clear()
+        child = sys.modules.get("mllm_pipe.runtimes._child")
+        if child:
+            child.kill_all()
 
 
 def stop_when_reader_leaves() -> None:
@@ -60,13 +89,14 @@ def stop_when_reader_leaves() -> None:
 @contextmanager
 def settled() -> Iterator[None]:
     """What is sent and what has been paid for is written down whole before anything ends us: a reader that leaves, or a
-    signal. One at a time."""
-    with _settling:
-        if threading.current_thread() is not threading.main_thread():
+    signal."""
+    if threading.current_thread() is not threading.main_thread():
+        with _settling:
             yield  # a signal is handled in the main thread, which waits for us in `abandon`
-            return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        try:
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        with _settling:
             yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

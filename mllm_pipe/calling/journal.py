@@ -112,20 +112,57 @@ def conclude(
         raise
 
 
+class _Line:
+    """A line that waits to be written, and how that went."""
+
+    __slots__ = ("data", "done", "failure")
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.done = data, False
+        self.failure: WriteFailed | Usage | None = None
+
+
 def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bool:
+    """The lines of threads that come at the same time go out in one write: whose turn it is takes all that wait."""
     if mode() == "off":
         return True
-    line = line_of(entry)
+    line = _Line(line_of(entry))
+    if not admit:
+        _waiting.append(line)
+    with _writing:
+        if admit:
+            return _written([line], admit)
+        if not line.done:
+            lines = _waiting[:]
+            del _waiting[: len(lines)]
+            _written(lines)
+    if line.failure:
+        raise line.failure
+    return True
+
+
+def _written(lines: list[_Line], admit: Callable[[Appender], bool] | None = None) -> bool:
+    """Write them all, or none, and say how it went to each; False if `admit` says no."""
+    failure: WriteFailed | Usage | None = WriteFailed(f"{path()}: the writing was broken off")
     try:
-        with _writing, _appender() as appender:
+        with _appender() as appender:
             if admit and not admit(appender):
                 return False
-            appender.append(line)
-            return True
-    except WriteFailed as failure:
-        raise WriteFailed(f"the journal cannot be written: {failure}; MLLM_JOURNAL=off goes without") from None
+            appender.append(b"".join([line.data for line in lines]))
+        failure = None
+        return True
+    except WriteFailed as failed:
+        failure = WriteFailed(f"the journal cannot be written: {failed}; MLLM_JOURNAL=off goes without")
+        raise failure from None
+    except Usage as failed:
+        failure = failed
+        raise
+    finally:
+        for line in lines:
+            line.done, line.failure = True, failure
 
 
+_waiting: list[_Line] = []  # who adds to it waits for `_writing`; who holds that takes from it
 _open: list[Appender] = []  # for the whole process
 _unwritten: list[str] = []  # why outcomes of this process are not in the journal
 _writing = Lock()

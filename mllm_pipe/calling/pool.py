@@ -77,7 +77,7 @@ def in_flight(
 
     reader.submit(read).add_done_callback(partial(tell, -1, None))
     waiting: dict[int, tuple[Item, Made]] = {}
-    given, expected = 0, None
+    given, expected, made_room = 0, None, 0
     while given != expected:
         number, item, future = ended.get()
         if future is None:
@@ -101,7 +101,10 @@ def in_flight(
         while (number := given if ordered else number) in waiting:
             yield waiting.pop(number)
             given += 1
-            room.release()
+            made_room += 1
+        if made_room * 2 >= jobs:  # the reader wakes for several at once
+            room.release(made_room)
+            made_room = 0
 
 
 _crews: list[ThreadPoolExecutor] = []
