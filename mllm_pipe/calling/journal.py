@@ -143,7 +143,7 @@ def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bo
 
 def _written(lines: list[_Line], admit: Callable[[Appender], bool] | None = None) -> bool:
     """Write them all, or none, and say how it went to each; False if `admit` says no."""
-    failure: WriteFailed | Usage | None = WriteFailed(f"{path()}: the writing was broken off")
+    failure: WriteFailed | Usage | None = WriteFailed("the journal cannot be written: it was broken off")
     try:
         with _appender() as appender:
             if admit and not admit(appender):
