@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import isfinite
@@ -20,6 +21,8 @@ from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usag
 from mllm_pipe.lines import MAX_LINE
 from mllm_pipe.stream import die_by, reader_left, write
 from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
+
+PATIENCE_S = 2.0  # what had come of the calls in flight is written down in less
 
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -112,7 +115,16 @@ def leave(status: int) -> NoReturn:
 
 
 def _stop(signum: int, _: FrameType | None) -> None:
-    raise Stopped(signum)
+    """A signal ends us; one more does not break into how we end, unless that takes long: Ctrl-C is often sent twice."""
+    now = time.monotonic()
+    if not _stopped:
+        _stopped.append(now)
+        raise Stopped(signum)
+    if now - _stopped[0] > PATIENCE_S:
+        die_by(signum)
+
+
+_stopped: list[float] = []  # when the first signal came
 
 
 def _defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
