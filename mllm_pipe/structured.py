@@ -8,10 +8,9 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.contract import Schema, TooDeep, fault, sound
 from mllm_pipe.errors import Missing, Usage
 from mllm_pipe.thread import text_of
-
-Schema = dict[str, Any]
 
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\s+(int|float|bool|str))?(?:\s*:\s*(.*))?", re.DOTALL)
@@ -26,7 +25,7 @@ def schema_of(spec: str) -> Schema:
     """
     text = spec.strip()
     if text.startswith("{"):
-        return _checked(_parsed(text.encode(), "--schema"), "--schema")
+        return sound(_parsed(text.encode(), "--schema"), "--schema")
     if os.path.exists(text) or "/" in text or text.endswith(".json"):
         return from_file(text, f"--schema {text}")
     return _short(text)
@@ -36,7 +35,7 @@ def from_file(path: str, where: str) -> Schema:
     """The JSON Schema in a file. Missing if it cannot be read, Usage if it is none; `where` begins the message."""
     try:
         with open(path, "rb") as file:
-            return _checked(_parsed(file.read(), where), where)
+            return sound(_parsed(file.read(), where), where)
     except OSError as error:
         raise Missing(f"{where}: {error.strerror}") from None
 
@@ -61,46 +60,13 @@ def _parsed(data: bytes, where: str) -> Any:
         raise Usage(f"{where}: no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
 
 
-def _checked(schema: Any, where: str) -> Schema:
-    import jsonschema
-
-    if not isinstance(schema, dict):
-        raise Usage(f"{where}: a JSON Schema is an object")
-    try:
-        jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise Usage(f"{where}: no JSON Schema: {error.json_path}: {error.message}") from None
-    foreign = [ref for ref in _references(schema) if not ref.startswith("#")]
-    if foreign:  # the validator would fetch it
-        raise Usage(f"{where}: it refers to {foreign[0]}; nothing is fetched, put the definition into its $defs")
-    return schema
-
-
-def _references(schema: Any) -> list[str]:
-    """All $ref and $dynamicRef of a schema."""
-    found, level = [], [schema]
-    while level:
-        for value in level:
-            if isinstance(value, dict):
-                found += [value[key] for key in ("$ref", "$dynamicRef") if isinstance(value.get(key), str)]
-        level = [inner for value in level if isinstance(value, (dict, list))
-                 for inner in (value.values() if isinstance(value, dict) else value)]  # fmt: skip
-    return found
-
-
-def fault(value: Any, schema: Schema) -> str:
-    """Where and why a value does not hold to a schema, "" if it does."""
-    import jsonschema
-
-    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
-    found = jsonschema.exceptions.best_match(validator.iter_errors(value))
-    return f"{found.json_path}: {found.message}"[:300] if found else ""
-
-
-def value_of(parts: list[dict[str, Any]], schema: Schema) -> tuple[Any, str]:
-    """(the value that the answer's parts hold, "" or why it does not hold to the schema)."""
+def value_of(parts: list[dict[str, Any]], schema: Schema, seconds: float) -> tuple[Any, str]:
+    """(the value that the answer's parts hold, "" or why it does not hold to the schema). CallFailed, as `fault`."""
     value, why = json_of(parts)
-    return (None, why) if why else (value, fault(value, schema))
+    try:
+        return (None, why) if why else (value, fault(value, schema, seconds))
+    except TooDeep as deep:
+        return None, str(deep)
 
 
 def json_of(parts: list[dict[str, Any]]) -> tuple[Any, str]:

@@ -218,7 +218,10 @@ def _answer(request: dict[str, Any], messages: list[Record], thread: Thread, wis
         answer = next((record for record in call.made if record.get("finish") != "error"), None)
         why = ""
         if answer and wish.schema and answer["finish"] == "stop":
-            answer, why = _fitted(answer, wish.schema)
+            try:
+                answer, why = _fitted(answer, wish.schema, wish.timeout_s)
+            except CallFailed as late:
+                answer, failure = None, CallFailed(late.code, str(late), billed="yes")
         made += [answer, call.span] if answer else [call.span]
         if failure:
             error = complaint(failure, thread, call.span)
@@ -232,12 +235,15 @@ def _answer(request: dict[str, Any], messages: list[Record], thread: Thread, wis
     return None, failure
 
 
-def _fitted(answer: Record, schema: dict[str, Any]) -> tuple[Record | None, str]:
-    """The answer with its value as a data part, or None and why it does not hold. It is in the journal either way."""
+def _fitted(answer: Record, schema: dict[str, Any], seconds: float) -> tuple[Record | None, str]:
+    """The answer with its value as a data part, or None and why it does not hold. It is in the journal either way.
+
+    CallFailed if that cannot be found out in so many seconds.
+    """
     from mllm_pipe import structured
 
     parts = parts_of(answer["content"])
-    value, why = structured.value_of(parts, schema)
+    value, why = structured.value_of(parts, schema, seconds)
     return (None, why) if why else (answer | {"content": structured.with_value(parts, value)}, "")
 
 

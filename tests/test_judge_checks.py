@@ -154,6 +154,84 @@ def test_a_text_that_keeps_a_check_busy_is_cut_off(sh, work):
     assert (ran.status, ran.err) == (124, "judge: thread t: a --check took longer than 0.3 s; --timeout sets the limit\n")
 
 
+LATE = "to hold the answer to its schema took longer than 0.3 s; --timeout sets the limit\n"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_text_that_keeps_a_schema_busy_is_cut_off(sh, work, jobs):
+    """A pattern goes back and forth; things that are all different, each beside each; a choice of two on every level."""
+    (work / "pattern").write_text('{"type":"string","pattern":"^(a+)+$"}')
+    (work / "unique").write_text('{"uniqueItems":true}')
+    (work / "twice").write_text('{"items":{"allOf":[{"$ref":"#"},{"$ref":"#"}]}}')
+    answers = {"pattern": f'"{"a" * 40}!"', "unique": orjson.dumps([{"n": n} for n in range(9000)]).decode(),
+               "twice": "[" * 40 + "]" * 40}  # fmt: skip
+    for name, answer in answers.items():
+        (work / "t").write_bytes(b"")
+        thread(work, ("user", "q"), ("assistant", answer))
+        ran = sh(f"judge -j {jobs} --timeout 0.3 --check schema:{name} < t > out")
+        assert (ran.status, ran.err) == (124, f"judge: thread t: {LATE}")
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_answer_that_is_nested_too_deeply_is_no_verdict_and_stops_no_other(sh, work, jobs):
+    (work / "rec").write_text('{"type":"array","items":{"$ref":"#"}}')
+    chain = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(20)}
+    (work / "long").write_bytes(orjson.dumps({"items": {"$ref": "#/$defs/0"}, "$defs": chain | {"20": {"$ref": "#"}}}))
+    lines = [orjson.dumps({"v": 1, "type": "message", "thread": name, "id": name, "role": "assistant", "content": text})
+             for name, text in (("deep", nested(300)), ("fine", nested(9)))]  # fmt: skip
+    (work / "t").write_bytes(b"\n".join(lines) + b"\n")
+    passes = "jq -c 'select(.type==\"verdict\")|[.thread,.pass]'"
+    for schema in ("rec", "long"):
+        ran = sh(f"judge -j {jobs} --check schema:{schema} < t | {passes}; exit ${{PIPESTATUS[0]}}")
+        assert ran == (6, '["deep",null]\n["fine",true]\n', f"judge: thread deep: schema:{schema}: it is nested deeper than 120 levels\n")
+    (work / "t").write_bytes(lines[0].replace(nested(300).encode(), nested(119).encode()) + b"\n")
+    assert sh(f"judge -j {jobs} --check schema:rec < t > out") == (0, "", "")
+    ran = sh(f"judge -j {jobs} --check schema:long < t > out")
+    assert ran == (6, "", "judge: thread deep: schema:long: it is nested too deeply for its schema\n")
+
+
+def test_values_that_are_nested_as_deeply_as_json_goes_are_compared(sh, work):
+    thread(work, ("user", "q"), ("assistant", nested(1000)))
+    assert sh(f"judge --check 'jsonpath:$={nested(1000)}' < t > out") == (0, "", "")
+    assert sh(f"judge --check 'jsonpath:$={nested(999)}' < t > out") == (1, "", "")
+
+
+@pytest.mark.parametrize(
+    ("schema", "err"),
+    [
+        ('{"$ref":"#/nope"}', "it refers to #/nope, which is nowhere in it"),
+        ('{"properties":{"n":{"$dynamicRef":"#x"}}}', "it refers to #x, which is nowhere in it"),
+        ('{"$ref":"http://127.0.0.1/x"}', "it refers to http://127.0.0.1/x; nothing is fetched, put the definition into its $defs"),
+        ('{"$ref":"#"}', "it refers to itself without end: a $ref comes back to where it stands"),
+        ('{"anyOf":[{"type":"string"},{"$ref":"#"}]}', "it refers to itself without end: a $ref comes back to where it stands"),
+        ('{"not":' * 400 + "{}" + "}" * 400, "it is nested too deeply"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_refers_to_nothing_is_refused_before_anything_is_judged(sh, work, schema, err):
+    (work / "s").write_text(schema)
+    thread(work, ("user", "q"), ("assistant", "1"))
+    assert sh("judge --check schema:s < t") == (2, "", f"judge: --check schema:s: {err}\n")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"$ref":"#n","$defs":{"n":{"$anchor":"n","type":"integer"}}}',
+        '{"$schema":"http://json-schema.org/draft-07/schema#","$ref":"#/definitions/n","definitions":{"n":{"type":"integer"}}}',
+        '{"type":"integer","properties":{"n":{"$ref":"#/$defs/in"}},"$defs":{"in":{"$id":"in","items":{"$ref":"#/$defs/x"},"$defs":{"x":{}}}}}',
+        '{"type":"integer","items":{"$ref":"#"},"const":1,"default":{"$ref":1}}',
+    ],
+)
+def test_a_schema_may_refer_to_what_is_in_it(sh, work, schema):
+    (work / "s").write_text(schema)
+    thread(work, ("user", "q"), ("assistant", "1"))
+    assert sh("judge --check schema:s < t > out") == (0, "", "")
+
+
 def test_a_hostile_span_is_no_cost(sh, work):
     span = {"v": 1, "type": "span", "thread": "t", "id": "r", "op": "dispatch", "status": "ok", "cost_usd": "0",
             "started_at": "2026-11-22T20:13:43Z", "duration_ms": 1}  # fmt: skip

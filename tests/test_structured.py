@@ -50,6 +50,28 @@ def test_a_mismatch_is_asked_once_more_and_then_status_5(sh, work, home):
     assert calls(home) == 4
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_answer_cannot_keep_its_schema_busy_nor_end_the_command_by_its_depth(sh, work, home, jobs):
+    (work / "pattern.json").write_text('{"type":"string","pattern":"^(a+)+$"}')
+    tape(work, text(f'"{"a" * 40}!"'))
+    line = f"dispatch -q -j {jobs} --to replay:tape --timeout 0.4"
+    ran = sh(f"thread-append --new --thread t q | {line} --schema ./pattern.json | cat; exit ${{PIPESTATUS[1]}}")
+    said = "to hold the answer to its schema took longer than 0.4 s; --timeout sets the limit"
+    assert (ran.status, ran.kinds()) == (124, "begin user span error failed end")
+    assert ran.err == f"dispatch: thread t: replay: {said}\n"
+    assert [ran.records[3][name] for name in ("message", "billed", "content")] == [said, "yes", f'"{"a" * 40}!"']
+    tape(work, text("[" * 130 + "]" * 130), text("[" * 130 + "]" * 130))
+    ran = sh(f"thread-append --new --thread t q | {line} --schema '{{\"items\":{{\"$ref\":\"#\"}}}}' > out")
+    assert ran == (5, "", "dispatch: thread t: replay: twice it did not hold to the schema: it is nested deeper than 120 levels\n")
+
+
+@pytest.mark.parametrize("ref", ["#/nope", "#"])
+def test_a_schema_that_refers_to_nothing_is_refused_before_anything_is_asked(sh, home, ref):
+    ran = sh(f"dispatch -q --to echo --new --schema '{{\"$ref\":\"{ref}\"}}' q")
+    why = "refers to #/nope, which is nowhere in it" if len(ref) > 1 else "refers to itself without end: a $ref comes back to where it stands"
+    assert ran == (2, "", f"dispatch: --schema: it {why}\n") and calls(home) == 0
+
+
 WORDS = ("Answer with JSON alone, which holds to this JSON Schema:\n"
          '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}')  # fmt: skip
 

@@ -183,12 +183,17 @@ def _json(*_: Any) -> Holds:
     return lambda subject: _parsed(subject.text)[1:]
 
 
-def _schema(path: str, *_: Any) -> Holds:
+def _schema(path: str, _: RunProgram, timeout_s: float) -> Holds:
+    from mllm_pipe import contract
+
     schema = structured.from_file(path, f"--check schema:{path}")
 
     def holds(subject: Subject) -> Said:
         value, is_json, why = _parsed(subject.text)
-        fault = structured.fault(value, schema) if is_json else why
+        try:
+            fault = contract.fault(value, schema, timeout_s) if is_json else why
+        except contract.TooDeep as deep:
+            return None, str(deep)
         return _worded(not fault, "it holds to the schema", fault)
 
     return holds
