@@ -7,11 +7,10 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import isfinite
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 import click
@@ -19,10 +18,9 @@ import click
 from mllm_pipe import __version__
 from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usage
 from mllm_pipe.lines import MAX_LINE
-from mllm_pipe.stream import die_by, reader_left, write
+from mllm_pipe.signals import die_by, ending, listen
+from mllm_pipe.stream import reader_left, write
 from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
-
-PATIENCE_S = 2.0  # what had come of the calls in flight is written down in less
 
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -35,9 +33,7 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
     name = name or str(command.name)
     call_me(name)
     sys.excepthook = _defect
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-            signal.signal(signum, _stop)
+    listen()
     try:
         guard_descriptors()
         given = sys.argv[1:] if arguments is None else arguments
@@ -103,6 +99,7 @@ def _result_of(command: click.Command, arguments: list[str] | None, name: str) -
 
 def _let_go() -> Any:
     """The module of the calls in flight, if any was made: they are written down and ended."""
+    ending()
     inflight = sys.modules.get("mllm_pipe.calling.inflight")
     if inflight:
         inflight.abandon()
@@ -114,20 +111,8 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _stop(signum: int, _: FrameType | None) -> None:
-    """A signal ends us; one more does not break into how we end, unless that takes long: Ctrl-C is often sent twice."""
-    now = time.monotonic()
-    if not _stopped:
-        _stopped.append(now)
-        raise Stopped(signum)
-    if now - _stopped[0] > PATIENCE_S:
-        die_by(signum)
-
-
-_stopped: list[float] = []  # when the first signal came
-
-
 def _defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _let_go()
     if os.environ.get("MLLM_DEBUG"):
         sys.__excepthook__(kind, error, trace)
     say(f"a defect of ours, please report it: {kind.__name__}: {error}; MLLM_DEBUG=1 shows where")

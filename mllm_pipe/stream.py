@@ -369,11 +369,3 @@ def reader_left() -> bool:
     return kind_of(1) == "pipe" and bool(poll.poll(0))
 
 
-def die_by(signum: int) -> None:
-    """End as if the signal had not been handled, so that the shell sees 128+n and a loop in it stops."""
-    signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])
-    os.kill(os.getpid(), signum)
-    os._exit(128 + signum)
-
-

@@ -101,7 +101,7 @@ def test_killed_while_a_stage_waits_for_its_answer_it_goes_on_and_asks_the_other
     run = run_of(home)
     ran = sh(f"group -q g.toml Write. --resume {run} > out")
     assert (ran.status, desk.asked) == (3, Counter(STAGES[:number]))
-    assert "this run asked before and never heard the answer, which may be billed; --retry-unknown asks again" in ran.err
+    assert "this run has asked and not heard the answer, which may be billed; unless another process is still at it" in ran.err
     ran = sh(f"group -q g.toml Write. --resume {run} --retry-unknown | tee out | trace")
     assert (ran.status, ran.err) == (0, "")
     assert desk.asked == Counter([*STAGES, stage])

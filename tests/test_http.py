@@ -420,7 +420,8 @@ def test_a_header_that_cannot_be_sent_is_refused_and_not_said(value):
         assert KEY not in str(caught.value) and "x-api-key" in str(caught.value) and got == []
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://a b", "http://[::1", "http://x:99999", "http://ä"])
+@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://a b", "http://[::1", "http://x:99999", "http://ä",
+                                 "http://a..b", f"http://{'x' * 64}.example"])  # fmt: skip
 def test_a_base_url_that_is_none_is_a_matter_of_usage_and_is_shown(url):
     with pytest.raises(Usage) as caught:
         post(url)

@@ -95,8 +95,8 @@ def test_what_was_asked_and_never_heard_is_not_asked_again_by_itself(sh, home, b
         assert sh(f"{line} < in > out", **RUN).status == 124
         ran = sh(f"{line} < in", **RUN)
         assert ran.status == 3 and len(server.calls()) == 1
-        assert ran.err == ("dispatch: thread t0: openai-chat: this run asked before and never heard the answer, which may "
-                           "be billed; --retry-unknown asks again\n")  # fmt: skip
+        assert ran.err == ("dispatch: thread t0: openai-chat: this run has asked and not heard the answer, which may be "
+                           "billed; unless another process is still at it, --retry-unknown asks again\n")  # fmt: skip
         error = next(record for record in ran.records if record["type"] == "error")
         assert (error["code"], error["billed"]) == ("unheard", "unknown")
         assert sh(f"{line} --retry-unknown --max-retries 0 < in > out", **RUN).status == 124 and len(server.calls()) == 2

@@ -17,6 +17,7 @@ from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFailed
 from mllm_pipe.runtimes import load, worded
 from mllm_pipe.runtimes._shape import heard
+from mllm_pipe.signals import check
 from mllm_pipe.terminal import note
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
@@ -199,6 +200,7 @@ def _intend(run_id: str, sent: Sent, patience: Patience, worst: Any) -> None:
     if patience.memory and patience.memory.run:
         admit = patience.memory.unclaimed(key, run_id, patience.retry_unknown, admit)
     while True:
+        check()
         with settled():
             if journal.intend(run_id, key, entry, admit):
                 live[run_id] = sent
@@ -244,7 +246,8 @@ def _recalled(
 
 def _unheard(target: dict[str, Any], about: dict[str, Any]) -> Call:
     """The call that is not made, as nobody knows whether it was paid for."""
-    why = "this run asked before and never heard the answer, which may be billed; --retry-unknown asks again"
+    why = ("this run has asked and not heard the answer, which may be billed; unless another process is still at it, "
+           "--retry-unknown asks again")  # fmt: skip
     failure = CallFailed("unheard", why)
     io = Io(0.0, None, about["parent_run_id"])
     return Call(span_of(target, about, io, new_id(), {}, failure), None, failure, [])

@@ -14,6 +14,7 @@ from mllm_pipe.calling import journal
 from mllm_pipe.calling.span import Io, span_of
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, WriteFailed
+from mllm_pipe.signals import held
 from mllm_pipe.stream import watch_reader
 
 Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
@@ -59,17 +60,24 @@ def where_answers_are() -> str:
 
 def abandon() -> None:
     """The process is about to end. What had come of the answers in flight may have to be paid for: it is written down
-    as unknown, and their programs are ended. An answer that has just come is written down first."""
+    as unknown, and their programs are ended. An answer that has just come is written down first. What waits to be asked
+    again, and was surely not paid for, is written down as that."""
     with _abandoning:  # a signal and a reader that leaves may come at once
         _settling.end(10)
         for run_id, (target, about, io, key, attempts) in list(live.items()):
-            stopped = CallFailed("cut", "the command was ended")
+            unpaid = bool(attempts) and all(attempt["status"] == "error" for attempt in attempts)
+            if unpaid:  # it waits to be asked again, which it will not be
+                why = "the command was ended before it was asked again"
+                stopped = CallFailed(attempts[-1]["code"], why, billed="no")
+            else:
+                stopped = CallFailed("cut", "the command was ended")
             span = span_of(target, about, io, run_id, {}, stopped) | {"attempts": attempts, "output_ids": []}
             error: Record = {"v": 1, "type": "error", "thread": about["thread"], "id": new_id(), "at": timestamp()}
-            error |= {"code": "cut", "message": str(stopped), "billed": "unknown", "run_id": run_id}
+            error |= {"code": stopped.code, "message": str(stopped), "billed": stopped.billed, "run_id": run_id}
             heard = "".join(io.pieces).encode(errors="replace").decode()
             with suppress(WriteFailed):
-                journal.conclude(run_id, key, "unknown", [span, error | {"content": heard}])
+                status = "error" if unpaid else "unknown"
+                journal.conclude(run_id, key, status, [span, error | {"content": heard}])
         live.clear()
         child = sys.modules.get("mllm_pipe.runtimes._child")
         if child:
@@ -90,13 +98,5 @@ def stop_when_reader_leaves() -> None:
 def settled() -> Iterator[None]:
     """What is sent and what has been paid for is written down whole before anything ends us: a reader that leaves, or a
     signal."""
-    if threading.current_thread() is not threading.main_thread():
-        with _settling:
-            yield  # a signal is handled in the main thread, which waits for us in `abandon`
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        with _settling:
-            yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with held, _settling:
+        yield

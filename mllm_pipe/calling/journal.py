@@ -25,6 +25,7 @@ from mllm_pipe import places
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import Usage, WriteFailed
 from mllm_pipe.lines import digest
+from mllm_pipe.signals import held
 from mllm_pipe.storage import Appender
 
 _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "max_tokens")
@@ -129,7 +130,7 @@ def _write(entry: Record, admit: Callable[[Appender], bool] | None = None) -> bo
     line = _Line(line_of(entry))
     if not admit:
         _waiting.append(line)
-    with _writing:
+    with held, _writing:  # a signal would break it off for all whose lines are in it
         if admit:
             return _written([line], admit)
         if not line.done:

@@ -12,7 +12,8 @@ from mllm_pipe.errors import NO, OK, Outcome, Usage
 from mllm_pipe.grouping import plan as plans
 from mllm_pipe.grouping.firing import LEFT, Firing
 from mllm_pipe.lineage import inherited_run
-from mllm_pipe.stream import Sink, die_by, refuse_own_output, show
+from mllm_pipe.signals import die_by
+from mllm_pipe.stream import Sink, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 
 

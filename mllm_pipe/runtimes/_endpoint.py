@@ -124,7 +124,10 @@ def checked(url: str, headers: Mapping[str, str]) -> Any:
             )
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        host = parts.hostname or ""
+        labels = host.removesuffix(".").split(".")  # RFC 1035, 2.3.4
+        sound = parts.scheme in ("http", "https") and (":" in host or all(0 < len(label) < 64 for label in labels))
+        sound = sound and (parts.port is None or parts.port > 0)
     except ValueError:
         sound = False
     if not sound or not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):

@@ -68,19 +68,19 @@ def post(
                 raise _refusal(answer, secrets)
             if "html" in answer.headers.get("content-type", ""):
                 raise CallFailed("malformed", "the answer is HTML, not JSON: is the base URL right?", http_status=200)
-            pieces = answer.body()
-            try:
-                for piece in pieces:
-                    size += len(piece)
-                    if size > MAX_DECODED:
-                        raise CallFailed("malformed", f"the answer is larger than {MAX_DECODED >> 20} MiB")
-                    clock.hear(piece)
-                    yield piece
-                    io.left()  # what is unzipped needs no more reading for a while
-            except GeneratorExit:
-                if parts.scheme == "https":
-                    _drain(pieces, clock)
-                raise
+            with closing(answer.body()) as pieces:  # not left to its destructor, where Python drops a Stopped
+                try:
+                    for piece in pieces:
+                        size += len(piece)
+                        if size > MAX_DECODED:
+                            raise CallFailed("malformed", f"the answer is larger than {MAX_DECODED >> 20} MiB")
+                        clock.hear(piece)
+                        yield piece
+                        io.left()  # what is unzipped needs no more reading for a while
+                except GeneratorExit:
+                    if parts.scheme == "https":
+                        _drain(pieces, clock)
+                    raise
     except CallFailed as failed:
         if failed.code == "timeout" and clock.phase == "connect":
             failed.billed = "no"
@@ -103,6 +103,10 @@ def _translated(error: Exception, clock: Clock, host: str, secrets: tuple[str, .
     if isinstance(error, httpcore.ProxyError):
         return CallFailed("network", f"{host}: the proxy refused", billed="no")
     if isinstance(error, httpcore.TimeoutException):
+        try:
+            clock.io.left()
+        except CallFailed as late:  # the limit that it met is that of the whole call
+            return CallFailed(late.code, str(late), billed="no" if clock.phase == "connect" else late.billed)
         what, billed = {
             "connect": (f"no connection within {CONNECT_S:g} s", "no"),
             "sent": (f"no answer within {clock.first_byte_s:g} s", "unknown"),

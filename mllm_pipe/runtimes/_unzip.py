@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _faults
@@ -10,7 +10,7 @@ from mllm_pipe.runtimes import _faults
 SLICE = 1 << 16  # bytes given out at once
 
 
-def unzipped(pieces: Iterable[bytes], coding: str) -> Iterator[bytes]:
+def unzipped(pieces: Iterable[bytes], coding: str) -> Generator[bytes, None, None]:
     """The pieces unzipped, by the content-encoding: a slice at a time, as a kilobyte may stand for a megabyte.
 
     CallFailed("malformed") for another coding, and for what cannot be unzipped.

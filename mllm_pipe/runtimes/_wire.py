@@ -24,7 +24,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult
 
@@ -153,7 +153,7 @@ class Plain(httpcore.NetworkStream):
         try:
             return self.sock.recv(max_bytes)
         except OSError as error:
-            raise httpcore.ReadError(str(error)) from None
+            raise httpcore.ReadError(error.strerror) from None
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """All of it. WriteTimeout if nothing more goes out for so long."""
@@ -164,7 +164,7 @@ class Plain(httpcore.NetworkStream):
             except BlockingIOError:
                 _await(self.sock, select.POLLOUT, timeout, httpcore.WriteTimeout)
             except OSError as error:
-                raise httpcore.WriteError(str(error)) from None
+                raise httpcore.WriteError(error.strerror) from None
 
     def close(self) -> None:
         self.sock.close()
@@ -177,7 +177,10 @@ Address = tuple[Any, ...]  # family, type, protocol, name, address: as socket.ge
 def connected(address: Address, timeout: float) -> Plain:
     """A connection to one address of a host. ConnectTimeout after so many seconds, ConnectError if there is none."""
     family, kind, protocol, _, where = address
-    sock = socket.socket(family, kind | _NONBLOCK, protocol)
+    try:
+        sock = socket.socket(family, kind | _NONBLOCK, protocol)
+    except OSError as error:  # no more descriptors, or no such family here
+        raise httpcore.ConnectError(error.strerror) from None
     try:
         if not _NONBLOCK:
             sock.setblocking(False)
@@ -188,6 +191,9 @@ def connected(address: Address, timeout: float) -> Plain:
             failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure:
             raise httpcore.ConnectError(os.strerror(failure))
+    except OSError as error:
+        sock.close()
+        raise httpcore.ConnectError(error.strerror) from None
     except BaseException:
         sock.close()
         raise
@@ -232,7 +238,7 @@ class Backend(httpcore.SyncBackend):
         io, ends = self.way.clock.io, time.monotonic() + CONNECT_S
         try:
             addresses = _addresses(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # no host is of that name, or of that form
             raise httpcore.ConnectError(str(error)) from None
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in addresses:
@@ -296,7 +302,7 @@ class Answer:
             self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
         self.stream: Any = response.stream
 
-    def body(self) -> Iterator[bytes]:
+    def body(self) -> Generator[bytes, None, None]:
         """Its bytes, unzipped."""
         return unzipped(self.stream, self.headers.get("content-encoding", ""))
 

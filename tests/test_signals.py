@@ -1,0 +1,125 @@
+"""Signals: whenever one comes, and however often, what was asked and paid for is in the journal, and we end by it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+
+import orjson
+import pytest
+from loopback.play import Play
+
+
+@pytest.fixture
+def outcomes(home):
+    """The outcomes in the journal."""
+
+    def found():
+        lines = (home / ".local/state/mllm-pipe/journal.jsonl").read_bytes().splitlines()
+        return [entry for entry in map(orjson.loads, lines) if entry["type"] == "outcome"]
+
+    return found
+
+
+def test_a_second_signal_does_not_break_into_what_the_first_one_has_written_down(sh, outcomes, batch):
+    batch(30)
+    over = threading.Event()
+    with Play(lambda number, text: (200, {}, "late" * over.wait())) as server:
+        ran = sh(f"dispatch -j 30 --to openai-chat:m --base-url {server.url} < in > out & pid=$!; "
+                 "until [ \"$(grep -c intent ~/.local/state/mllm-pipe/journal.jsonl 2>/dev/null)\" = 30 ]; do :; done; "
+                 "kill -TERM $pid; kill -HUP $pid; kill -TERM $pid; wait $pid; echo $?")
+        over.set()
+    assert ran.out in ("143\n", "129\n") and "dispatch:" not in ran.err, ran
+    assert [entry["status"] for entry in outcomes()] == ["unknown"] * 30
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="who waits for a lock is told by Linux")
+def test_a_signal_while_an_answer_is_written_down_does_not_lose_it(sh, work, home, outcomes):
+    """stdout is a pipe: another thread than the main one watches its reader, and may be given the signal."""
+
+    def play(number, text):
+        held = open(home / ".local/state/mllm-pipe/journal.jsonl", "ab")  # noqa: SIM115
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Thread(target=interrupt, args=(held,)).start()
+        return 200, {}, "paid"
+
+    def interrupt(held):
+        pid = int((work / "pid").read_text())
+        with open("/proc/locks") as locks:
+            while not re.search(rf"-> FLOCK +ADVISORY +WRITE {pid} ", locks.read()):
+                locks.seek(0)
+        os.kill(pid, signal.SIGTERM)
+        held.close()
+
+    with Play(play) as server:
+        line = f"exec dispatch --to openai-chat:m --base-url {server.url} --new q"
+        ran = sh(f"sh -c 'echo $$ > pid; {line}' | cat; exit ${{PIPESTATUS[0]}}")
+    assert (ran.status, ran.err) == (143, "")
+    assert [(entry["status"], entry["records"][1]["content"]) for entry in outcomes()] == [("ok", "paid")]
+
+
+def test_what_waits_to_be_asked_again_and_was_not_paid_for_is_no_unknown_call(sh, outcomes):
+    with Play(lambda number, text: (429, {"Retry-After": "40"} if number == 1 else {}, "")) as server:
+        line = f"dispatch --to openai-chat:m --base-url {server.url} --resume r --new q"
+        ran = sh(f"timeout 3 {line} </dev/null", MLLM_PARENT_RUN_ID="r")
+        assert (ran.status, ran.err) == (124, "")
+        (entry,) = outcomes()
+        span, error = entry["records"]
+        assert (entry["status"], span["status"], [attempt["code"] for attempt in span["attempts"]]) == ("error", "error", ["rate_limit"])
+        assert (error["code"], error["billed"]) == ("rate_limit", "no")
+        assert sh(f"{line} --max-retries 0 </dev/null", MLLM_PARENT_RUN_ID="r").status == 75 and server.count == 2
+
+
+SWALLOWED = """
+import os, signal
+from mllm_pipe import signals
+from mllm_pipe.errors import Stopped
+signals.listen()
+class Leaving:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("not reached")
+Leaving()
+print("on we go")
+try:
+    signals.check()
+except Stopped as stopped:
+    print(stopped.signum)
+"""
+
+
+def test_a_signal_that_python_throws_away_is_found_before_more_is_asked(sh, work):
+    (work / "swallowed.py").write_text(SWALLOWED)
+    ran = sh(f"{sys.executable} swallowed.py")
+    assert ran.out == "on we go\n15\n"
+
+
+def test_more_calls_than_a_process_may_have_connections_fail_one_by_one(sh, outcomes, home, batch):
+    batch(120)
+    together = threading.Barrier(20)
+
+    def play(number, text):
+        if number <= 20:
+            together.wait(20)
+        return 200, {}, "yes"
+
+    with Play(play) as server:
+        ran = sh(f"ulimit -n 32; dispatch -j 100 --max-retries 0 --to openai-chat:m --base-url {server.url} < in > out")
+    assert ran.status == 69 and "127.0.0.1: Too many open files" in ran.err and "defect" not in ran.err
+    journal = (home / ".local/state/mllm-pipe/journal.jsonl").read_text()
+    assert journal.count('"type":"intent"') == len([entry for entry in outcomes() if entry["records"][0]["attempts"][0]["duration_ms"]])
+    assert len(outcomes()) == 120
+
+
+def test_the_limit_that_ended_a_request_is_the_one_that_is_named(sh):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        port = deaf.getsockname()[1]
+        ran = sh("head -c 30000000 /dev/zero | tr '\\0' x > big; "
+                 f"dispatch --timeout 1 --to openai-chat:m --base-url http://127.0.0.1:{port}/v1 --new @big")
+    assert (ran.status, re.sub(r"thread \S+:", "thread ID:", ran.err)) == (
+        124, "dispatch: thread ID: openai-chat: no whole answer within 1 s; --timeout sets the limit\n")  # fmt: skip
