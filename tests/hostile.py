@@ -186,7 +186,7 @@ def attack(texts: list[str], model: str, base_url: str, *, pairwise: bool) -> di
         same = all(record[key] == value for key, value in said.items())
         same = same and {key: record["author"].get(key) for key in author} == author
         known = {"v", "type", "thread", "id", "at", "about", "parent_run_id", "author", "rubric", "run_id", "criteria", "score",
-                 "pass", "pass_at", "part", "shown", "consistent", "seed", "votes", "preferred"}  # fmt: skip
+                 "pass", "pass_at", "part", "shown", "consistent", "seed", "votes", "preferred", "asked", "failure"}  # fmt: skip
         counts["changed fields"] += not same or not record.keys() <= known
         names = [one["name"] for one in record["criteria"]]
         counts["outside the schema"] += names not in ([], ["correctness"], ["better"])

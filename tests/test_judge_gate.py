@@ -168,7 +168,7 @@ def test_recorded_verdicts_are_scored_again_for_nothing(sh, work, home):
 
 def test_replay_of_what_was_never_judged_is_no_verdict(sh, work):
     threads(work, "a")
-    assert sh("judge --replay < in > out") == (6, "", "judge: thread t0: no verdict is recorded\n")
+    assert sh("judge --replay < in > out") == (6, "", "judge: thread t0: no verdict is recorded on the answer that the thread ends with\n")
     assert sh("judge --replay --by echo < in > out").status == 2
 
 

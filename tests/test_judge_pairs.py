@@ -221,7 +221,8 @@ def test_repeats_that_mostly_give_no_verdict_are_none(sh, work):
     thread(work, ("user", "q"), ("assistant", "a"))
     tape(work, GOOD % 5, "x", "x", "x", "x")
     ran = sh("judge --by replay:tape --rubric correctness -n 3 < t")
-    assert ran.status == 6 and "2 of 3 repeats gave no verdict" in ran.err and final(ran) == []
+    assert ran.status == 6 and "2 of 3 repeats gave no verdict" in ran.err
+    assert [(one["pass"], one["failure"]["code"]) for one in final(ran)] == [(None, "no_verdict")]
     tape(work, GOOD % 5, "x", "x", GOOD % 5)
     (found,) = final(sh("judge --by replay:tape --rubric correctness -n 3 < t"))
     assert found["spread"]["n"] == 2
@@ -279,6 +280,37 @@ def test_a_panel_of_one_family_says_so(sh, work):
     assert ran.status == 2
     ran = sh("judge --by echo --by echo --rubric correctness < t > out")
     assert ran.err == "judge: all 2 judges are of one family (echo): they err together\n"
+
+
+def test_a_judge_of_a_panel_that_does_not_vote_is_named(sh, work):
+    """On stderr, in the verdict, and in JUnit; two of three are still a majority."""
+    thread(work, ("user", "q"), ("assistant", "a"))
+    by = f"{scored(work, 5, 5)} --by exec:no-such-program"
+    ran = sh(f"judge -q {by} --rubric correctness --junit r.xml < t")
+    why = "exec: no-such-program: no such program on PATH; install it or fix PATH"
+    assert (ran.status, ran.err) == (0, f"judge: thread t: judge exec:no-such-program has not voted: {why}; 2 of 3 judges have\n")
+    (found,) = final(ran)
+    assert (found["pass"], found["judges"], found["voted"]) == (True, 3, 2)
+    silent = [one for one in ran.records if one.get("id") == found["votes"][2]]
+    assert [(one["pass"], one["failure"]) for one in silent] == [(None, {"code": "missing", "message": why})]
+    assert f"<system-err>judge exec has not voted: {why}\n</system-err>" in (work / "r.xml").read_text()
+
+
+def test_with_forbid_self_nobody_is_asked_where_one_judge_of_a_panel_is_of_the_family(sh, work, home):
+    answer = {"v": 1, "type": "message", "thread": "t", "id": "a", "role": "assistant", "content": "x",
+              "author": {"agent": "w", "runtime": "anthropic", "model": "claude-opus-5-5"}}  # fmt: skip
+    (work / "t").write_bytes(orjson.dumps(answer) + b"\n")
+    for flags in ("--by echo --by claude", "--by echo --escalate claude"):
+        ran = sh(f"judge -q {flags} --rubric correctness --forbid-self < t | jq -r .type; exit ${{PIPESTATUS[0]}}")
+        assert (ran.status, ran.out) == (2, "begin\nmessage\nverdict\nerror\nhandoff\nend\n")
+        assert ran.err == ("judge: thread t: claude is of the family that wrote the answer (anthropic), and --forbid-self was said; --by another\n")
+    assert calls(home) == 0
+    verdict = {"role": "assistant", "content": GOOD % 5, "author": {"model": "claude-haiku-4-5"}}
+    (work / "tape").write_bytes(orjson.dumps(verdict) + b"\n")
+    ran = sh("judge -q --by echo --by replay:tape --rubric correctness --forbid-self < t; judge -q --by echo --by replay:tape --by echo --rubric correctness --forbid-self < t > three")
+    assert ran.status == 0 and "claude-haiku-4-5 judged, which is of the family" in ran.err and ran.err.endswith("; 2 of 3 judges have\n")
+    assert [record["pass"] for record in ran.records if record.get("part") == "panel"] == [True, None]
+    assert [record["op"] for record in ran.records if record["type"] == "span"] == ["judge", "judge"]
 
 
 @pytest.mark.parametrize(

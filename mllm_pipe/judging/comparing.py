@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm_pipe.envelope import Record
 from mllm_pipe.judging import pairs
-from mllm_pipe.judging.asking import Case, Finding, NoVerdict, judge_of, vote
+from mllm_pipe.judging.asking import Barred, Case, Finding, NoVerdict, judge_of, told, vote
 
 
 class Compared:
@@ -21,7 +21,7 @@ class Compared:
 def compare(case: Case, target: dict[str, Any], part: dict[str, Any]) -> Compared:
     """What a judge finds of the answers. part: fields that its verdict has, if it is one part of another.
 
-    A failed call is the end of it: the verdict would hang on what is not known.
+    A failed call is the end of it: the verdict would hang on what is not known. Then there are no shares.
     """
     terms, answers, rubric = case.terms, case.answers, case.terms.rubric
     assert rubric
@@ -32,8 +32,10 @@ def compare(case: Case, target: dict[str, Any], part: dict[str, Any]) -> Compare
         shown = {"rubric": rubric["name"], "part": "order", "shown": [answers[i]["id"], answers[j]["id"]]}
         once = vote(case, target, request, _read, shown)
         made += once.made
-        if once.verdict is None:
-            return Compared(Finding(made, None, once.failure), {})
+        if once.failure and (isinstance(once.failure, Barred) or not isinstance(once.failure, NoVerdict)):
+            of_all = {"rubric": rubric["name"], "consistent": None, "seed": seed(case)} | _against(case) | part
+            made.append(case.none(once.verdict["author"], once.failure, of_all))
+            return Compared(Finding(made, made[-1], once.failure), {})
         votes.append(once.verdict)
         scores.append(once.verdict["score"])
         failure = failure or once.failure
@@ -42,6 +44,8 @@ def compare(case: Case, target: dict[str, Any], part: dict[str, Any]) -> Compare
     mine = {"self_judged": True} if any(one.get("self_judged") for one in votes) else {}
     body = {"author": author, "rubric": rubric["name"]} | mine | part
     body |= outcome(case, [shares]) | {"votes": [one["id"] for one in votes]}
+    if body["pass"] is None and failure:
+        body["failure"] = told(failure)
     made.append(case.verdict(body))
     if body["pass"] is None:
         failure = failure or NoVerdict(undecided(case, body, target["runtime"]))
@@ -58,8 +62,8 @@ def outcome(case: Case, judged: list[dict[pairs.Pair, float | None]]) -> dict[st
     shares = [share for one in judged for share in one.values()]
     consistent = None if case.terms.one_order else None not in shares
     found: dict[str, Any] = {"criteria": [], "consistent": consistent, "seed": seed(case)}
-    if "against" in case.answers[0]:
-        found["against"] = case.answers[0]["id"]
+    if _against(case):
+        found |= _against(case)
         known = [1 - share for share in shares if share is not None]  # of the newer answer, which is the second one
         mean = sum(known) / len(known) if 2 * len(known) > len(shares) else None
         return found | {"score": mean, "pass": None if mean is None else mean >= 0.5}
@@ -69,6 +73,11 @@ def outcome(case: Case, judged: list[dict[pairs.Pair, float | None]]) -> dict[st
         found["ranking"] = [{"id": case.answers[one.pop("place")]["id"]} | one for one in ranking]
         found["confidence"] = ranked["confidence"]
     return found if winner is None else found | {"preferred": case.answers[winner]["id"]}
+
+
+def _against(case: Case) -> dict[str, Any]:
+    """The field that names the older answer, where the newer one is held against one."""
+    return {"against": case.answers[0]["id"]} if "against" in case.answers[0] else {}
 
 
 def seed(case: Case) -> int:

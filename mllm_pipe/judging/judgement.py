@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import WRITE_FAILED, Failure, Missing, Outcome, Usage
 from mllm_pipe.judging import checks
-from mllm_pipe.judging.asking import Case, Finding, NoVerdict
+from mllm_pipe.judging.asking import Case, Finding, NoVerdict, refuse_self, told
 from mllm_pipe.judging.replying import reply
 from mllm_pipe.judging.terms import Terms
+from mllm_pipe.lines import digest
 from mllm_pipe.stream import Thread
-from mllm_pipe.terminal import note
+from mllm_pipe.terminal import note, say
 from mllm_pipe.thread import admitted, branch, parents, rivals
 from mllm_pipe.turn import CUT_SHORT, complaint, cut_short
 
@@ -57,6 +60,22 @@ def _judge(thread: Thread, terms: Terms, made: list[Record], outcome: Outcome) -
     if thread.fault:
         raise thread.fault
     case = _case(thread, terms, outcome)
+    try:
+        failure = _verdicts(case, made)
+    except Failure as refusal:
+        if refusal.status == WRITE_FAILED:
+            raise
+        who, rubric = ("judge", terms.rubric["name"]) if terms.rubric else ("check", "check")
+        made.append(case.none({"agent": who}, refusal, {"rubric": rubric}))
+        return refusal
+    if failure:
+        made[-1]["failure"] = told(failure)  # it was made here and is in no journal
+    return failure
+
+
+def _verdicts(case: Case, made: list[Record]) -> Failure | None:
+    """Add the verdicts on a case to `made`; why the last of them decides nothing, if so."""
+    thread, terms = case.thread, case.terms
     if terms.checks:
         subject = checks.Subject([*case.before, case.answers[-1]], thread, case.reference)
         found = checks.findings(terms.checks, terms.need, subject)
@@ -66,15 +85,27 @@ def _judge(thread: Thread, terms: Terms, made: list[Record], outcome: Outcome) -
                                        if one["pass"] is None))  # fmt: skip
     if not terms.rubric or (terms.cascade and not found["pass"]):
         return None
-    finding = _found(case, terms.judges_of(case.answers[-1]), {})
+    targets = terms.judges_of(case.answers[-1])
+    called_in = [terms.escalate] if terms.escalate else []
+    refuse_self(case, [*targets, *called_in])
+    of_all: dict[str, Any] = {"asked": _asked(terms, [*targets, *called_in])}
+    finding = _found(case, targets, of_all)
     made += finding.made
     if terms.escalate and isinstance(finding.failure, NoVerdict):
         note(f"thread {thread.id}: {finding.failure}; {terms.escalate['spec']} is asked")
-        if finding.verdict:
-            finding.verdict["part"] = "first"  # it was made here and is in no journal
-        finding = _found(case, [terms.escalate], {"escalated": True})
+        finding.verdict["part"] = "first"  # it was made here and is in no journal
+        of_all |= {"escalated": True, "escalated_from": finding.verdict["id"]}
+        finding = _found(case, [terms.escalate], of_all)
         made += finding.made
     return finding.failure
+
+
+def _asked(terms: Terms, targets: list[dict[str, Any]]) -> str:
+    """A digest of who is asked, and by what: the same where a thread is judged again by the same command."""
+    assert terms.rubric
+    who = [[target["spec"], target.get("model")] for target in targets]
+    what = [[one["name"], one["text"]] for one in terms.rubric["criteria"]]
+    return digest(orjson.dumps([who, terms.rubric["name"], what, terms.pairwise]))
 
 
 def _found(case: Case, targets: list[dict[str, Any]], part: dict[str, Any]) -> Finding:
@@ -87,13 +118,24 @@ def _found(case: Case, targets: list[dict[str, Any]], part: dict[str, Any]) -> F
     at_once, combine = terms.at_once, terms.combine or "majority"
     if terms.pairwise:
         compared = at_once(lambda target: comparing.compare(case, target, of_each), targets)
-        found = panel.compared(case, compared, combine) if len(targets) > 1 else compared[0].finding
+        each = [one.finding for one in compared]
+        found = panel.compared(case, compared, combine) if len(targets) > 1 else each[0]
     else:
-        scores = at_once(lambda target: scoring.score(case, target, rubric, of_each), targets)
-        found = panel.scored(case, scores, rubric["pass_at"], combine) if len(targets) > 1 else scores[0]
-    if found.verdict and len(targets) > 1:
+        each = at_once(lambda target: scoring.score(case, target, rubric, of_each), targets)
+        found = panel.scored(case, each, rubric["pass_at"], combine) if len(targets) > 1 else each[0]
+    if len(targets) > 1:
         found.verdict.update(part)
+        if not found.failure:
+            _tell_silent(case, targets, each, found.verdict)
     return found
+
+
+def _tell_silent(case: Case, targets: list[dict[str, Any]], each: list[Finding], verdict: Record) -> None:
+    """Which judges of a panel that has decided gave no verdict, and why; the others' silence stays in their votes."""
+    for target, one in zip(targets, each, strict=True):
+        if "failure" in one.verdict:
+            say(f"thread {case.thread.id}: judge {target['spec']} has not voted: {one.failure}; {verdict['voted']} of "
+                f"{verdict['judges']} judges have")  # fmt: skip
 
 
 def _case(thread: Thread, terms: Terms, outcome: Outcome) -> Case:

@@ -1,7 +1,7 @@
 """Verdicts as JUnit XML: a test case a thread, for the readers that CI systems have.
 
 The form is that which Jenkins, GitLab and junitparser read: <testsuites>, <testsuite> with counts, <testcase> with
-<failure> for a negative verdict and <error> where there is no valid one.
+<failure> for a negative verdict and <error> where there is no valid one; <system-err> has the judges that gave none.
 """
 
 from __future__ import annotations
@@ -31,15 +31,23 @@ def document(rows: list[Row], name: str) -> str:
 
 def _case(row: Row, name: str) -> str:
     head = f'<testcase name={_quoted(row["thread"])} classname={_quoted(name)} time="{_seconds([row]):.3f}"'
+    silent = "".join(f"{_who(vote)} has not voted: {vote['failure']['message']}\n" for vote in row["votes"]
+                     if vote.get("part") == "panel" and "failure" in vote)  # fmt: skip
+    heard = f"<system-err>{escape(_clean(silent))}</system-err>\n" if silent else ""
     if row["pass"] is True:
-        return f"{head}/>\n"
+        return f"{head}>\n{heard}</testcase>\n" if heard else f"{head}/>\n"
     kind, sort, message = "error", "no_verdict", "no valid verdict"
     if row["pass"] is False:
         kind, sort, message = "failure", "negative", f"score {row['score']}"
     elif row["failure"]:
         sort, message = row["failure"].code, str(row["failure"])
     said = escape(_clean(lines(row["verdicts"])))
-    return f"{head}>\n<{kind} type={_quoted(sort)} message={_quoted(message)}>{said}</{kind}>\n</testcase>\n"
+    return f"{head}>\n<{kind} type={_quoted(sort)} message={_quoted(message)}>{said}</{kind}>\n{heard}</testcase>\n"
+
+
+def _who(vote: dict[str, Any]) -> str:
+    author = vote.get("author", {})
+    return "judge " + ":".join(filter(None, dict.fromkeys([author.get("runtime"), author.get("model")])))
 
 
 def _seconds(rows: list[Row]) -> float:

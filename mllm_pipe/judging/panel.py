@@ -15,10 +15,12 @@ LEAST = 10  # threads before a correlation of votes is worth telling
 def scored(case: Case, findings: list[Finding], pass_at: float, combine: str) -> Finding:
     """One verdict of several judges on one answer. A judge that gave none is one that voted for nothing."""
     made = [record for finding in findings for record in finding.made]
-    valid = [finding.verdict for finding in findings if finding.verdict and finding.verdict["pass"] is not None]
-    votes = [finding.verdict["pass"] if finding.verdict else None for finding in findings]
+    verdicts = [finding.verdict for finding in findings]
+    valid = [one for one in verdicts if one["pass"] is not None]
+    votes = [one["pass"] for one in verdicts]
+    figures = _figures(case, votes, verdicts, valid)
     if not valid:
-        return Finding(made, None, findings[0].failure)
+        return _nothing(case, findings, combine, figures)
     criteria = []
     for place, one in enumerate(valid[0]["criteria"]):
         all_of = [(_name(judged), judged["criteria"][place]) for judged in valid]
@@ -30,7 +32,7 @@ def scored(case: Case, findings: list[Finding], pass_at: float, combine: str) ->
         found["pass"] = _majority(votes)
     elif 2 * len(valid) <= len(findings):
         found["pass"] = None
-    body = _of(valid) | {"rubric": valid[0].get("rubric")} | found | {"combine": combine} | _figures(case, votes, valid)
+    body = _of(valid) | {"rubric": valid[0].get("rubric")} | found | {"combine": combine} | figures
     made.append(case.verdict(body))
     return Finding(made, made[-1], _failure(findings, votes) if found["pass"] is None else None)
 
@@ -39,12 +41,14 @@ def compared(case: Case, judged: list[comparing.Compared], combine: str) -> Find
     """One verdict of several judges on several answers: more than half prefer the same, or all pairs count together."""
     findings = [one.finding for one in judged]
     made = [record for finding in findings for record in finding.made]
-    valid = [one for one in judged if one.finding.verdict]
-    verdicts = [one.finding.verdict for one in valid if one.finding.verdict]
-    if not valid:
-        return Finding(made, None, findings[0].failure)
+    verdicts = [finding.verdict for finding in findings]
+    valid = [one for one in judged if one.shares]
+    heard = [one.finding.verdict for one in valid]
     against = "against" in case.answers[0]
-    votes = [_choice(finding.verdict, against) for finding in findings]
+    votes = [_choice(one, against) for one in verdicts]
+    figures = _figures(case, votes, verdicts, heard)
+    if not valid:
+        return _nothing(case, findings, combine, figures)
     found = comparing.outcome(case, [one.shares for one in valid])
     if combine == "majority":
         wanted = _majority(votes)
@@ -54,15 +58,24 @@ def compared(case: Case, judged: list[comparing.Compared], combine: str) -> Find
             found["preferred"] = wanted
     elif 2 * len(valid) <= len(judged):
         found = {name: value for name, value in found.items() if name != "preferred"} | {"pass": None}
-    body = _of(verdicts) | {"rubric": verdicts[0].get("rubric")} | found | {"combine": combine}
-    body |= _figures(case, votes, verdicts)
+    body = _of(heard) | {"rubric": heard[0].get("rubric")} | found | {"combine": combine} | figures
     made.append(case.verdict(body))
     return Finding(made, made[-1], _failure(findings, votes) if found["pass"] is None else None)
 
 
-def _choice(judged: Record | None, against: bool) -> Any:
+def _nothing(case: Case, findings: list[Finding], combine: str, figures: dict[str, Any]) -> Finding:
+    """The verdict where not one judge gave one; why is what kept the first of them from it."""
+    failure, first = findings[0].failure, findings[0].verdict
+    assert failure
+    same = {name: first[name] for name in ("rubric", "consistent", "seed", "against") if name in first}
+    made = [record for finding in findings for record in finding.made]
+    made.append(case.none({"agent": "panel"}, failure, same | {"combine": combine} | figures))
+    return Finding(made, made[-1], failure)
+
+
+def _choice(judged: Record, against: bool) -> Any:
     """What a judge voted for, None if for nothing."""
-    return (judged["pass"] if against else judged.get("preferred")) if judged else None
+    return judged["pass"] if against else judged.get("preferred")
 
 
 def _majority(votes: list[Any]) -> Any:
@@ -70,14 +83,16 @@ def _majority(votes: list[Any]) -> Any:
     return next((one for one in votes if one is not None and 2 * votes.count(one) > len(votes)), None)
 
 
-def _figures(case: Case, votes: list[Any], verdicts: list[Record]) -> dict[str, Any]:
-    """The votes, how many pairs of judges agree, and how many independent votes they are worth, so far."""
+def _figures(case: Case, votes: list[Any], verdicts: list[Record], heard: list[Record]) -> dict[str, Any]:
+    """How many were asked, what they said, how many pairs of them agree, and how many independent votes they are
+    worth, so far. verdicts: of each judge, in the order of the panel; heard: of those that gave one."""
     pairs = list(combinations(votes, 2))
     agreed = sum(one == other and one is not None for one, other in pairs)
-    case.terms.votes.append(_numbers(case, verdicts) if len(verdicts) == len(votes) else None)
+    case.terms.votes.append(_numbers(case, verdicts) if len(heard) == len(votes) else None)
     rows = [row for row in case.terms.votes if row]
     worth = statistics.effective_votes(list(zip(*rows, strict=True))) if len(rows) >= LEAST else None
-    return {"votes": [one["id"] for one in verdicts], "agreement": round(agreed / len(pairs), 4),
+    return {"votes": [one["id"] for one in verdicts], "judges": len(votes),
+            "voted": len(votes) - votes.count(None), "agreement": round(agreed / len(pairs), 4),
             "effective_votes": None if worth is None else round(worth, 2)}  # fmt: skip
 
 

@@ -19,14 +19,15 @@ def row_of(thread: Thread, judged: Judged) -> Row:
 
     pass is that of all its verdicts together: None if one is or if there is none, else whether all are true. answers:
     id, name and length in characters of those that were judged, in the order of the thread. votes: the verdicts that
-    others were made of; spans: the judge's calls, of this command or as they were recorded.
+    others were made of, or that came before a judge was called in; spans: the judges' calls, of this command or as they
+    were recorded in the runs of the verdicts.
     """
     verdicts = judged.verdicts
     records = [*thread.records, *judged.made]
     passes = [record["pass"] for record in verdicts]
     about = {ident for record in verdicts for ident in record["about"]}
     votes = _below(verdicts, {record["id"]: record for record in records if record["type"] == "verdict"})
-    runs = {record["run_id"] for record in (*verdicts, *votes) if "run_id" in record}
+    runs = {record["parent_run_id"] for record in verdicts if "parent_run_id" in record}
     return {
         "thread": thread.id,
         "pass": None if judged.failure or not passes or None in passes else all(passes),
@@ -36,14 +37,16 @@ def row_of(thread: Thread, judged: Judged) -> Row:
         "answers": [{"id": record["id"], "name": speaker(record), "length": len(text_of(record["content"]))}
                     for record in thread.records if record["type"] == "message" and record["id"] in about],
         "spans": [record for record in judged.made if record["type"] == "span"] or
-                 [record for record in thread.records if record["type"] == "span" and record["id"] in runs],
+                 [record for record in thread.records if record["type"] == "span" and record["op"] == "judge"
+                  and record.get("parent_run_id") in runs and record.get("input_id") in about],
         "failure": judged.failure,
     }  # fmt: skip
 
 
 def _below(verdicts: list[Record], by_id: dict[str, Record]) -> list[Record]:
-    """The verdicts that these were made of, and those that they were made of."""
-    votes = [by_id[ident] for record in verdicts for ident in record.get("votes", []) if ident in by_id]
+    """The verdicts that these were made of or escalated from, and those that they were made of."""
+    idents = [[*record.get("votes", []), record.get("escalated_from")] for record in verdicts]
+    votes = [by_id[ident] for of_one in idents for ident in of_one if ident in by_id]
     return [*votes, *_below(votes, by_id)] if votes else []
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm_pipe.envelope import Record
 from mllm_pipe.judging import verdict
-from mllm_pipe.judging.asking import Case, Finding, NoVerdict, vote
+from mllm_pipe.judging.asking import Case, Finding, NoVerdict, judge_of, vote
 from mllm_pipe.judging.rubrics import Rubric
 
 
@@ -26,11 +26,13 @@ def score(case: Case, target: dict[str, Any], rubric: Rubric, part: dict[str, An
         made += once.made
         if once.failure:
             failures.append(once.failure)
-        elif once.verdict:
+        else:
             valid.append(once.verdict)
     if not valid or 2 * len(valid) <= case.terms.repeats:
         few = f"{len(failures)} of {case.terms.repeats} repeats gave no verdict: {failures[0]}"
-        return Finding(made, None, NoVerdict(few) if valid else failures[0])
+        failure = NoVerdict(few) if valid else failures[0]
+        made.append(case.none(judge_of(target), failure, body | part))
+        return Finding(made, made[-1], failure)
     scores = [one["score"] for one in valid]
     mean = sum(scores) / len(scores)
     spread = {"n": len(scores), "least": min(scores), "most": max(scores),
