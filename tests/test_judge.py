@@ -67,6 +67,10 @@ def test_pass_at_moves_the_bar(sh, work):
         '{"criteria":[{"name":"correctness","score":5,"reason":"x"}],"pass":true}',
         '{"criteria":[{"name":"correctness","score":5,"reason":"x"},{"name":"correctness","score":1,"reason":"x"}]}',
         'Sure: {"criteria":[{"name":"correctness","score":5,"reason":"x"}]}',
+        '{"criteria":[{"name":"correctness","score":1,"reason":"x","score":5}]}',
+        '{"criteria":[{"name":"correctness","score":1,"reason":"x"}],"criteria":[{"name":"correctness","score":5,"reason":"x"}]}',
+        '{"criteria":[{"name":%s,"score":5,"reason":"x"}]}' % ("[" * 1000 + "]" * 1000),
+        '{"criteria":[{"name":"correctness","score":5,"reason":%s}]}' % ("[" * 1000 + "]" * 1000),
         "5",
     ],
 )
@@ -80,6 +84,25 @@ def test_what_does_not_hold_to_the_form_is_asked_once_more_and_then_no_verdict(s
     found = next(record for record in ran.records if record["type"] == "verdict")
     assert (found["pass"], found["score"]) == (None, None)
     assert calls(home) == 4
+
+
+@pytest.mark.parametrize("finish", ["length", "filter", "refusal", "tool", "pause"])
+def test_what_a_judge_did_not_say_to_the_end_is_no_verdict(sh, work, home, finish):
+    cut = {"role": "assistant", "content": GOOD % 5, "finish": finish}
+    (work / "tape").write_bytes(2 * (orjson.dumps(cut) + b"\n"))
+    thread(work, ("user", "2+2?"), ("assistant", "4"))
+    ran = sh("judge --by replay:tape --rubric correctness < t")
+    assert (ran.status, ran.err.partition(": replay gave ")[2]) == (6, f"no valid verdict, twice: it does not come to its end ({finish})\n")
+    assert [record["type"] for record in ran.records if record["type"] in ("span", "verdict")] == ["span", "span", "verdict"]
+    assert ran.records[-3 - (ran.records[-3]["type"] == "error")]["pass"] is None and calls(home) == 2
+
+
+def test_a_refusal_is_no_verdict_whatever_stands_in_it(sh, work):
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "text": GOOD % 5}], "finish": "stop"}
+    (work / "tape").write_bytes(2 * (orjson.dumps(refusal) + b"\n"))
+    thread(work, ("user", "2+2?"), ("assistant", "4"))
+    ran = sh("judge --by replay:tape --rubric correctness < t > out")
+    assert ran.status == 6 and "no valid verdict, twice: it is no JSON" in ran.err
 
 
 def test_a_fenced_answer_is_read(sh, work):
@@ -164,6 +187,13 @@ def test_a_positive_verdict_gets_no_reply(sh, work):
     ran = sh("judge --check contains:z --check contains:y --check contains:a --reply < t | cat")
     assert ran.kinds() == "begin user assistant verdict user no end"
     assert "\n- contains:z: it is not there\n- contains:y: it is not there\n" in ran.records[4]["content"]
+
+
+def test_a_reply_names_what_failed_and_not_what_nobody_knows(sh, work):
+    thread(work, ("user", "q"), ("assistant", "abc"))
+    ran = sh("judge --check contains:zzz --check max-cost:1 --reply < t | cat")
+    assert ran.kinds() == "begin user assistant verdict user no end"
+    assert "\n- contains:zzz: it is not there\n" in ran.records[4]["content"] and "max-cost" not in ran.records[4]["content"]
 
 
 def test_without_by_the_evaluator_slot_of_the_writer_judges(sh, work):

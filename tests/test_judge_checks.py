@@ -57,6 +57,22 @@ def test_checks_have_weights_and_as_many_must_hold_as_are_needed(sh, work, flags
     assert [(one["name"], one["weight"]) for one in ran.records[3]["criteria"]][:2] == [("contains:a", 3.0), ("contains:z", 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("--check 0.1*max-cost:1 --check 0.2*contains:a --check 0.3*contains:b", [None, None]),
+        ("--check 0.1*contains:a --check 0.2*contains:b --check 0.7*contains:z --need 0.3", [True, 0.3]),
+        ("--check 0.1*contains:a --check 0.6*contains:b --check 0.3*contains:z --need 0.7", [True, 0.7]),
+        ("--check 0.1*contains:z --check 0.2*max-cost:1 --need any", [None, None]),
+        ("--check 1000000000*contains:a --check 0.000000001*contains:z", [False, 1.0]),
+    ],
+)
+def test_weights_are_summed_as_they_were_typed(sh, work, flags, found):
+    thread(work, ("user", "q"), ("assistant", "abc"))
+    judged = sh(f"judge -q {flags} < t").records[3]
+    assert [judged["pass"], judged["score"]] == found
+
+
 def test_none_of_them_is_not_any(sh, work):
     thread(work, ("user", "q"), ("assistant", "abc"))
     assert sh("judge --check contains:y --check contains:z --need any < t").status == 1
@@ -84,6 +100,24 @@ def test_a_cost_that_nobody_knows_is_no_verdict(sh):
     ran = sh("dispatch -q --to exec:cat --new q | judge --check max-cost:1 | jq -c 'select(.type==\"verdict\")|[.pass,.score]'; exit ${PIPESTATUS[1]}")
     assert ran.out == "[null,null]\n"
     assert ran.err.endswith("max-cost:1: what it cost is unknown\n") and ran.status == 6
+
+
+def test_the_cost_and_the_time_of_a_turn_are_unknown_where_those_of_a_part_are(sh, work):
+    call = {"type": "tool_call", "id": "c", "name": "clock", "arguments": {}}
+    result = {"type": "tool_result", "call_id": "c", "content": "noon"}
+    common = {"v": 1, "thread": "t", "type": "message"}
+    turn = [common | {"id": "q", "role": "user", "content": "q"},
+            common | {"id": "a", "role": "assistant", "content": [call], "run_id": "r1"},
+            common | {"id": "b", "role": "tool", "content": [result]},
+            common | {"id": "c", "role": "assistant", "content": "noon", "run_id": "r2"}]  # fmt: skip
+    spans = [{"v": 1, "type": "span", "thread": "t", "id": run, "op": "dispatch", "status": "ok", "cost_usd": 0.001,
+              "started_at": "2026-11-22T20:13:43Z", "duration_ms": 1} for run in ("r1", "r2")]  # fmt: skip
+    (work / "part").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in [*turn, spans[0]]))
+    (work / "whole").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in [*turn, *spans]))
+    found = [one["reason"] for one in sh("judge --check max-cost:1 --check max-latency:1m < whole").records[7]["criteria"]]
+    assert found == ["0.002000 USD", "2 ms"]
+    ran = sh("judge --check max-cost:1 --check max-latency:1m < part > out")
+    assert ran == (6, "", "judge: thread t: max-cost:1: what it cost is unknown; max-latency:1m: how long it took is unknown\n")
 
 
 def test_a_tool_was_called_in_the_turn_that_the_answer_ends(sh, work):
@@ -130,6 +164,7 @@ def test_a_rule_that_is_none_is_refused(sh, work, rule, err):
     [
         ("--check contains", "--check 'contains': say contains:TEXT"),
         ("--check 0*json", "--check '0*json': a weight is more than 0"),
+        ("--check 1000000001*json", "--check '1000000001*json': a weight is at most 1e+09"),
         ("--check json --need 2", "--need 2: say all, any, or a share of the weights above 0 and up to 1"),
         ("--check json --cascade", "--cascade needs both: --check RULE, and --rubric with --by"),
         ("--check equals --reference none", "--reference none: No such file or directory"),

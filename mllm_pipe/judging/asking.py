@@ -75,7 +75,7 @@ def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read
     def make(result: dict[str, Any], span: Record) -> list[Record]:
         nonlocal why
         try:
-            found = read(result["parts"])
+            found = read(verdict.whole(result))
         except verdict.Invalid as invalid:
             why = str(invalid)
             return []

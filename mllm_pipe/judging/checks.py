@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -16,6 +16,13 @@ from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import parts_of, text_of
 
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    Exact = Fraction | int  # a number that was typed, as it was typed
+
+MOST = 10**9  # that a check may weigh
+_NONE: Exact = 0
 Said = tuple[bool | None, str]  # whether it holds (None: it cannot be known), and why
 RunProgram = Callable[[list[str] | str, bytes], tuple[bool, str]]  # an argv or a command line, its stdin
 
@@ -36,12 +43,12 @@ class Subject:
         return self.messages[asked + 1 :]
 
     def spans(self) -> list[Record]:
-        """The spans of the calls that made the answer; [] if it was not made by a command of ours. BadRecord."""
+        """The spans of the calls that made the answer; [] if the span of one of them is not there. BadRecord."""
         runs = {message.get("run_id") for message in self.turn() if message["role"] == "assistant"}
         found = [record for record in self.thread.records if record["type"] == "span" and record["id"] in runs]
         for record in found:
             admit(record, self.thread.raws[record["id"]])
-        return found
+        return found if len(found) == len(runs) else []
 
 
 Holds = Callable[[Subject], Said]
@@ -52,7 +59,7 @@ class Check:
 
     __slots__ = ("rule", "weight", "holds")
 
-    def __init__(self, rule: str, weight: float, holds: Holds) -> None:
+    def __init__(self, rule: str, weight: Exact, holds: Holds) -> None:
         self.rule, self.weight, self.holds = rule, weight, holds
 
 
@@ -63,9 +70,11 @@ def check(given: str, run: RunProgram, timeout_s: float) -> Check:
     """
     weighted = re.match(r"([0-9]+(?:\.[0-9]+)?)\*", given)
     rule = given[weighted.end() :] if weighted else given
-    weight = float(weighted[1]) if weighted else 1.0
+    weight = _exact(weighted[1]) if weighted else 1
     if not weight:
         raise Usage(f"--check {given!r}: a weight is more than 0")
+    if weight > MOST:
+        raise Usage(f"--check {given!r}: a weight is at most {MOST:.0e}")
     kind, colon, rest = rule.partition(":")
     if kind not in _KINDS:
         from mllm_pipe.configuration import nearest
@@ -83,33 +92,41 @@ def check(given: str, run: RunProgram, timeout_s: float) -> Check:
         raise Usage(f"--check {given}: {said}") from None
 
 
-def needed(text: str) -> float:
-    """--need as the least share of the weights that must hold: all is 1, any the least number above 0."""
-    words = {"all": 1.0, "any": 5e-324}
-    try:
-        share = words[text] if text in words else float(text)
-    except ValueError:
-        share = -1.0
+def needed(text: str) -> Exact | None:
+    """--need as the least share of the weights that must hold: all is 1, any None, for it is more than none of them."""
+    if text in ("all", "any"):
+        return 1 if text == "all" else None
+    share = _exact(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text, re.ASCII) else 0
     if not 0 < share <= 1:
         raise Usage(f"--need {text}: say all, any, or a share of the weights above 0 and up to 1")
     return share
 
 
-def findings(checks: list[Check], need: float, subject: Subject) -> dict[str, Any]:
+def _exact(text: str) -> Exact:
+    """The decimal that was typed: 0.1 + 0.2 of it are 0.3."""
+    from fractions import Fraction
+
+    return Fraction(text)
+
+
+def findings(checks: list[Check], need: Exact | None, subject: Subject) -> dict[str, Any]:
     """{"criteria", "score", "pass"} of all checks; pass is None where it hangs on what cannot be known."""
-    criteria, held, unknown, total = [], 0.0, 0.0, 0.0
+    criteria, held, unknown, total = [], _NONE, _NONE, _NONE
     for one in checks:
         holds, why = one.holds(subject)
         score = None if holds is None else 1.0 if holds else 0.0
-        criteria.append({"name": one.rule, "score": score, "weight": one.weight, "pass": holds, "reason": why})
+        criteria.append({"name": one.rule, "score": score, "weight": float(one.weight), "pass": holds, "reason": why})
         total += one.weight
         if holds is None:
             unknown += one.weight
         elif holds:
             held += one.weight
-    least, most = held / total, (held + unknown) / total
-    passed = True if least >= need else False if most < need else None
-    return {"criteria": criteria, "score": None if unknown else round(least, 4), "pass": passed}
+
+    def enough(part: Exact) -> bool:
+        return part > 0 if need is None else part >= need * total
+
+    passed = True if enough(held) else None if enough(held + unknown) else False
+    return {"criteria": criteria, "score": None if unknown else round(float(held / total), 4), "pass": passed}
 
 
 # -- of the text

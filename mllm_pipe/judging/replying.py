@@ -28,6 +28,7 @@ def reply(thread: Thread, verdicts: list[Record]) -> Record:
 def _found(verdict: Record) -> str:
     """The criteria of a verdict that failed, with their reasons."""
     criteria, least = verdict["criteria"], verdict.get("pass_at", 1.0)
-    failing = [one for one in criteria if one["score"] < one.get("least", least)] or criteria
+    known = [one for one in criteria if one["score"] is not None]
+    failing = [one for one in known if one["score"] < one.get("least", least)] or criteria
     head = f"{verdict['rubric']}: {verdict['score']:g} of 1; {least:g} is asked for\n" if "pass_at" in verdict else ""
     return head + "\n".join(f"- {one['name']}: {one['reason']}" for one in failing)

@@ -24,7 +24,7 @@ class Terms:
     def __init__(self, timeout_s: float, patience: Patience) -> None:
         self.timeout_s, self.patience = timeout_s, patience
         self.checks: list[checks.Check] = []
-        self.need = 1.0  # the least share of their weights
+        self.need: checks.Exact | None = 1  # the least share of their weights; None: any of them
         self.rubric: rubrics.Rubric | None = None
         self.judges: list[dict[str, Any]] = []  # targets; none: the evaluator slot of who wrote the answer
         self.escalate: dict[str, Any] | None = None  # who is asked where they decide nothing
