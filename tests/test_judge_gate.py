@@ -31,8 +31,37 @@ def jsonl(work: Path, name: str, *rows: dict) -> None:
 def test_a_rate_decides_for_all_threads_together(sh, work, rate, status):
     threads(work, "abc", "abc", "xyz")
     ran = sh(f"judge --check contains:b --min-pass-rate {rate} < in > out")
-    said = f"judge: 66.7% of 3 threads pass; --min-pass-rate asks for {100 * float(rate):g}%\n"
+    said = f"judge: 2 of 3 threads pass (66.7%); --min-pass-rate asks for {100 * float(rate):g}%\n"
     assert (ran.status, ran.err) == (status, said if status else "")
+
+
+@pytest.mark.parametrize(("answers", "rate", "status", "said"), [
+    (["abc"] * 20_000 + ["xyz"], "1", 1, "20000 of 20001 threads pass (99.9%); --min-pass-rate asks for 100%"),
+    (["abc", "abc", "xyz"], "0.66667", 1, "2 of 3 threads pass (66.7%); --min-pass-rate asks for 66.667%"),
+    (["abc", "abc", "xyz"], "0.66666", 0, ""), (["xyz"] * 20_000 + ["abc"], "0.00005", 1,
+     "1 of 20001 threads pass (0.1%); --min-pass-rate asks for 0.005%"), (["abc"] * 29 + ["xyz"] * 71, "0.29", 0, ""),
+])  # fmt: skip
+def test_a_rate_is_compared_as_it_was_typed_and_shown_rounded(sh, work, answers, rate, status, said):
+    threads(work, *answers)
+    ran = sh(f"judge -q --check contains:b --min-pass-rate {rate} < in > out")
+    assert (ran.status, ran.err) == (status, said and f"judge: {said}\n")
+
+
+def test_almost_all_is_not_shown_as_all(sh, work):
+    threads(work, *["abc"] * 20_000, "xyz")
+    assert sh("judge -q --check contains:b --format json < in | jq .summary.pass_rate").out == "0.9999\n"
+    assert sh("judge --check contains:b --format text < in | tail -n 1").out.startswith("20000 of 20001 threads pass (99.9%), ")
+
+
+def test_what_a_check_cannot_know_is_no_number_in_the_table(sh, work):
+    sh("for n in 1 2; do thread-append --new --thread t$n q | dispatch -q --to 'exec:echo hello' >> in; done")
+    ran = sh("judge --check max-cost:1 --min-pass-rate 0.5 --junit r.xml --format text < in 2>err; echo $?; tail -n 1 err")
+    assert ran.out.endswith(
+        "              pass  fail  none  score\ncheck            0     0     2      -\n  max-cost:1     0     0     2      -\n"
+        "0 of 2 threads pass (0.0%), 2 without a verdict; no model was asked\n"
+        "6\njudge: 0 of 2 threads pass (0.0%); --min-pass-rate asks for 50%\n")  # fmt: skip
+    (suite,) = list(junitparser.JUnitXml.fromfile(str(work / "r.xml")))
+    assert (suite.tests, suite.errors) == (2, 2)
 
 
 def test_a_missed_rate_is_heard_at_the_end_of_the_pipe(sh, work):
@@ -78,7 +107,7 @@ def test_junit_is_what_its_readers_read(sh, work):
     cases = list(suite)
     assert [case.name for case in cases] == ["t0", "t1", "t2"]
     assert [[type(result).__name__ for result in case.result] for case in cases] == [[], ["Failure"], ["Error"]]
-    assert cases[1].result[0].message == "score 0.0" and ']]> & <b> \ufffd\ufffd "q" \ufffd' in cases[1].result[0].text
+    assert cases[1].result[0].message == "score 0" and ']]> & <b> \ufffd\ufffd "q" \ufffd' in cases[1].result[0].text
     assert cases[2].result[0].type == "no_verdict" and "no valid verdict, twice" in cases[2].result[0].message
     assert xml.etree.ElementTree.parse(work / "report.xml").getroot().tag == "testsuites"
 

@@ -191,7 +191,7 @@ def test_a_panel_of_scores_counts_votes_or_takes_the_mean(sh, work, scores, comb
     by = scored(work, *scores)
     ran = sh(f"judge -q {by} --rubric correctness --combine {combine} < t")
     (found,) = final(ran)
-    assert (ran.status, found["score"]) == (status, score)
+    assert (ran.status, round(found["score"], 4)) == (status, score)
     assert len([record for record in ran.records if record.get("part") == "panel"]) == len(scores)
 
 
@@ -205,6 +205,41 @@ def test_how_many_votes_a_panel_is_worth_is_said_once_it_can_be_known(sh, work, 
     ran = sh("dispatch -q --to 'exec:echo x' < in | judge -q --by replay:tape0 --by replay:tape1 --by replay:tape2 --rubric correctness")
     worth = [found["effective_votes"] for found in final(ran)]
     assert worth[:9] == [None] * 9 and worth[11] == 1.8  # correlations of 1, 0 and 0: 3 / (1 + 2/3)
+
+
+@pytest.mark.parametrize("flags", ["", "--combine mean"])
+def test_what_most_prefer_is_preferred_only_if_all_comparisons_say_so_too(sh, work, flags):
+    """Three judges rank X, Y, Z; two rank Y, Z, X: X is the first of more than half, Y the stronger by its comparisons."""
+    (work / "j").write_text(JUDGE.replace("wanted = sys.argv[1]", "wanted = sys.argv[1]; places = [wanted.index(answer) for _, answer in shown]")
+                            .replace("print(", 'better = "AB"[places[0] > places[1]]\nprint('))  # fmt: skip
+    (work / "j").chmod(0o755)
+    fan = "dispatch -q --to 'exec:echo X' --to 'exec:echo Y' --to 'exec:echo Z' --new q"
+    one, other = "--by 'exec:./j XYZ'", "--by 'exec:./j YZX'"
+    ran = sh(f"{fan} | judge -q {one} {one} {one} {other} {other} {flags} --rubric style --pairwise > out; echo $?; cat out")
+    status, *lines = ran.out.splitlines()
+    records = [orjson.loads(line) for line in lines]
+    (found,) = [record for record in records if record["type"] == "verdict" and "part" not in record]
+    answers = {record["id"]: record["content"] for record in records if record.get("role") == "assistant"}
+    assert (status, found["pass"], "preferred" in found) == ("6", None, False)
+    assert [answers[one["id"]] for one in found["ranking"]] == ["Y", "X", "Z"]
+    assert "is not surely the best by all comparisons together\n" in ran.err or flags
+    ran = sh(f"{fan} | judge -q {one} {one} {one} {other} {flags} --rubric style --pairwise > out; echo $?; cat out")
+    status, *lines = ran.out.splitlines()
+    (found,) = [record for record in map(orjson.loads, lines) if record["type"] == "verdict" and "part" not in record]
+    assert (status, found["preferred"], found["score"]) == ("0", found["ranking"][0]["id"], found["ranking"][0]["share"])
+
+
+def test_a_panel_against_older_answers_says_how_many_votes_it_is_worth(sh, work, batch):
+    batch(12)
+    sh("dispatch -q --to 'exec:echo old' < in > old; dispatch -q --to 'exec:echo new' < in > new")
+    for name, turn in (("one", 2), ("two", 2), ("other", 3)):
+        (work / name).write_text(f"#!/bin/sh\necho >> asked{name}\ngrep -A1 'answer A$' | grep -qx new && a=A b=B || a=B b=A\n"
+                                 f"[ $((($(wc -l < asked{name}) - 1) / 2 % {turn})) = 0 ] && a=$b\n"
+                                 """echo '{"better":"'$a'","reason":""}'\n""")  # fmt: skip
+        (work / name).chmod(0o755)
+    ran = sh("judge -q --by exec:./one --by exec:./two --by exec:./other --rubric style --against old < new")
+    worth = [found["effective_votes"] for found in final(ran)]
+    assert (ran.status, worth[:9], worth[11]) == (1, [None] * 9, 1.8)  # two are one, the third is another
 
 
 def test_repeats_are_one_verdict_with_their_spread(sh, work, home):
@@ -351,6 +386,31 @@ def test_scores_are_asked_on_the_scale_and_stored_as_shares(sh, work):
     tape(work, GOOD % 7)
     ran = sh("judge --by replay:tape --rubric correctness --scale 0-10 --pass-at 0.7 < t")
     assert (ran.status, final(ran)[0]["score"], final(ran)[0]["pass_at"]) == (0, 0.7, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("rubric", "scores", "flags", "status", "score"),
+    [
+        ("@far.toml", (5, 1), "--pass-at 1", 1, 100_000 / 100_001), ("@far.toml", (5, 5), "--pass-at 1", 0, 1.0),
+        ("@huge.toml", (5, 5), "--pass-at 1", 0, 1.0), ("@huge.toml", (5, 1), "--pass-at 0.5", 0, 0.5),
+        ("@huge.toml", (5, 1), "--pass-at 0.6", 1, 0.5), ("@thirds.toml", (1, 2), "--scale 0-3 --pass-at 0.5", 0, 0.5),
+        ("@thirds.toml", (2, 2), "--scale 0-3 --pass-at 0.66667", 1, 2 / 3),
+        ("@thirds.toml", (2, 2), "--scale 0-3 --pass-at 0.66666", 0, 2 / 3),
+        ("@thirds.toml", (1, 1), "--scale 0-3 --pass-at 0.33333", 0, 1 / 3),
+        ("@thirds.toml", (1, 1), "--scale 0-3 --pass-at 0.33334", 1, 1 / 3),
+        ("@tenths.toml", (3, 8), "--scale 0-10 --pass-at 0.4", 0, 0.4),
+    ],
+)  # fmt: skip
+def test_nothing_is_rounded_into_a_pass_or_out_of_one(sh, work, rubric, scores, flags, status, score):
+    for name, weights in {"far": (100_000, 1), "huge": (1e308, 1e308), "thirds": (1, 1), "tenths": (0.4, 0.1)}.items():
+        (work / f"{name}.toml").write_text("".join(f'[[criteria]]\nname = "{which}"\ntext = "t"\nweight = {weight}\n'
+                                                   for which, weight in zip("ab", weights, strict=True)))  # fmt: skip
+    thread(work, ("user", "q"), ("assistant", "a"))
+    tape(work, orjson.dumps({"criteria": [{"name": name, "score": one, "reason": ""} for name, one in zip("ab", scores, strict=True)]}).decode())
+    ran = sh(f"judge -q --by replay:tape --rubric {rubric} {flags} < t | tee out; judge -q --replay {flags.replace('--scale 0-3', '').replace('--scale 0-10', '')} < out > again; echo $? >> status")
+    (found,) = final(ran)
+    assert (found["pass"], found["score"]) == (not status, score)
+    assert (work / "status").read_text() == f"{status}\n"
 
 
 def test_what_a_criterion_takes_by_itself_no_other_makes_up_for(sh, work):

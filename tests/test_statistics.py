@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -46,6 +47,24 @@ def test_effective_votes_are_those_of_the_design_effect():
     third = [[0.0, 0, 1, 1, 0, 1], [0.0, 1, 1, 1, 0, 0]]
     assert statistics.effective_votes(third) == pytest.approx(2 / (1 + 1 / 3))
     assert statistics.effective_votes([[1.0, 1], [0.0, 1]]) is None
+
+
+def test_judges_that_always_say_the_same_number_have_no_correlation():
+    """Ten times 0.7, added and divided by ten, is another float than 0.7."""
+    assert statistics.correlation([0.7] * 10, [0.3] * 10) is None
+    assert statistics.effective_votes([[0.7] * 10, [0.3] * 10]) is None
+
+
+def test_one_that_says_the_opposite_makes_no_two_of_two_that_are_one():
+    judge, opposite = [0.0, 1, 0, 1], [1.0, 0, 1, 0]
+    assert statistics.effective_votes([judge, judge, opposite]) == pytest.approx(3 / (1 + 2 / 3))
+    assert statistics.effective_votes([judge, opposite]) == pytest.approx(2)
+
+
+def test_a_share_is_the_quotient_that_it_was_and_a_number_the_decimal_that_was_typed():
+    assert all(statistics.share(part / whole) == Fraction(part, whole) for whole in (3, 7, 999, 9999) for part in (1, whole - 1))
+    assert statistics.typed(0.1) == Fraction(1, 10) and statistics.typed(1e308) == 10**308
+    assert statistics.mean([1 / 3, 2 / 3]) == 0.5
 
 
 def test_bradley_terry_ranks_the_american_league_of_1987():

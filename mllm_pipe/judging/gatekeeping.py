@@ -77,15 +77,23 @@ class Gate:
         return self._says_no(found)
 
     def _says_no(self, found: dict[str, Any]) -> bool:
-        rate, no = found["summary"]["pass_rate"] or 0.0, False
-        if self.least is not None and rate < self.least:
-            say(f"{100 * rate:.1f}% of {len(self.rows)} threads pass; --min-pass-rate asks for {100 * self.least:g}%")
-            no = True
+        no = self.least is not None and _too_few(self.least, found["summary"])
         since = found.get("baseline")
         if since and since["p"] < SIGNIFICANT and len(since["regressions"]) > len(since["improvements"]):
             say(f"{len(since['regressions'])} regressions since the baseline are no chance (p = {since['p']:g})")
             no = True
         return no
+
+
+def _too_few(least: float, sums: dict[str, Any]) -> bool:
+    """True, and said, if fewer threads pass than this share of all."""
+    from mllm_pipe.judging import report, statistics
+
+    passed, count = sums["passed"], sums["threads"]
+    if passed >= statistics.typed(least) * max(count, 1):  # in whole numbers and the decimal that was typed
+        return False
+    say(f"{passed} of {count} threads pass ({report.percent(sums)}); --min-pass-rate asks for {100 * least:g}%")
+    return True
 
 
 def _labels(path: str) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def _case(row: Row, name: str) -> str:
         return f"{head}>\n{heard}</testcase>\n" if heard else f"{head}/>\n"
     kind, sort, message = "error", "no_verdict", "no valid verdict"
     if row["pass"] is False:
-        kind, sort, message = "failure", "negative", f"score {row['score']}"
+        kind, sort = "failure", "negative"
+        message = "score unknown" if row["score"] is None else f"score {row['score']:.4g}"
     elif row["failure"]:
         sort, message = row["failure"].code, str(row["failure"])
     said = escape(_clean(lines(row["verdicts"])))

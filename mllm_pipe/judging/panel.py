@@ -24,7 +24,7 @@ def scored(case: Case, findings: list[Finding], pass_at: float, combine: str) ->
     criteria = []
     for place, one in enumerate(valid[0]["criteria"]):
         all_of = [(_name(judged), judged["criteria"][place]) for judged in valid]
-        mean = round(sum(found["score"] for _, found in all_of) / len(all_of), 4)
+        mean = statistics.mean([found["score"] for _, found in all_of])
         reasons = "; ".join(f"{name}: {found['reason']}" for name, found in all_of)
         criteria.append(one | {"score": mean, "reason": reasons})
     found = verdict.scored(criteria, pass_at)
@@ -52,10 +52,11 @@ def compared(case: Case, judged: list[comparing.Compared], combine: str) -> Find
     found = comparing.outcome(case, [one.shares for one in valid])
     if combine == "majority":
         wanted = _majority(votes)
-        found.pop("preferred", None)
-        found["pass"] = wanted if against or wanted is None else True
-        if found["pass"] and not against:
-            found["preferred"] = wanted
+        if against:
+            found["pass"] = wanted
+        elif wanted is None or found.get("preferred") != wanted:  # the best of most need not be that of all comparisons
+            found.pop("preferred", None)
+            found["pass"] = None
     elif 2 * len(valid) <= len(judged):
         found = {name: value for name, value in found.items() if name != "preferred"} | {"pass": None}
     body = _of(heard) | {"rubric": heard[0].get("rubric")} | found | {"combine": combine} | figures
@@ -100,6 +101,8 @@ def _numbers(case: Case, verdicts: list[Record]) -> list[float]:
     """Each judge's vote as a number: for the first answer, for the last, or for neither; of one answer, its score."""
     if len(case.answers) == 1:
         return [float(one["score"]) if one["score"] is not None else 0.5 for one in verdicts]
+    if "against" in case.answers[0]:
+        return [0.5 if one["pass"] is None else float(one["pass"]) for one in verdicts]
     first = case.answers[0]["id"]
     return [0.5 if (chosen := _choice(one, False)) is None else float(chosen == first) for one in verdicts]
 
@@ -117,5 +120,8 @@ def _name(judged: Record) -> str:
 
 def _failure(findings: list[Finding], votes: list[Any]) -> NoVerdict:
     why = "; ".join(dict.fromkeys(str(finding.failure) for finding in findings if finding.failure))
+    if _majority(votes) is not None:
+        return NoVerdict("the panel is not of one mind: what more than half prefer is not surely the best by all "
+                         "comparisons together")  # fmt: skip
     return NoVerdict(f"the panel is not of one mind ({sum(vote is not None for vote in votes)} of {len(votes)} judges "
                      f"decided){why and ': ' + why}")  # fmt: skip

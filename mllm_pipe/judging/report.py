@@ -89,12 +89,15 @@ def changes(rows: list[Row], before: dict[str, bool | None]) -> dict[str, Any]:
         "regressions": worse,
         "improvements": better,
         "missing": [thread for thread in before if thread not in here],
-        "p": round(statistics.sign_test(len(better), len(worse)), 6),
+        "p": statistics.sign_test(len(better), len(worse)),
     }
 
 
 def _share(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None
+    """To four digits, but less than all is never shown as all, nor some as none."""
+    if not whole or part in (0, whole):
+        return part / whole if whole else None
+    return min(max(round(part / whole, 4), 0.0001), 0.9999)
 
 
 def _mean(values: list[float]) -> float | None:
@@ -126,6 +129,14 @@ def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
 
 
+def _passes(criterion: dict[str, Any], record: Record) -> bool | None:
+    """Whether a criterion by itself passes; None where it cannot be known."""
+    if "pass" in criterion or criterion.get("score") is None:
+        return criterion.get("pass")
+    least = criterion["least"] if "least" in criterion else record.get("pass_at", 1)
+    return statistics.share(criterion["score"]) >= statistics.typed(least)
+
+
 def table(rows: list[Row]) -> str:
     """How many threads passed, by rubric and criterion, and what that cost."""
     found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
@@ -134,8 +145,7 @@ def table(rows: list[Row]) -> str:
             rubric = str(record.get("rubric", "-"))
             found.setdefault((rubric, ""), []).append((record["pass"], record.get("score")))
             for one in record.get("criteria", []):
-                passes = one.get("pass", one.get("score", 0) >= one.get("least", record.get("pass_at", 1)))
-                found.setdefault((rubric, one["name"]), []).append((passes, one.get("score")))
+                found.setdefault((rubric, one["name"]), []).append((_passes(one, record), one.get("score")))
     wide = max((len(name or rubric) + 2 * bool(name) for rubric, name in found), default=0)
     cells = [f"{'':{wide}}  pass  fail  none  score\n"]
     for (rubric, name), results in sorted(found.items()):
@@ -148,9 +158,17 @@ def table(rows: list[Row]) -> str:
     more = f" and {sums['unpriced']} unpriced" if sums["unpriced"] and sums["cost_usd"] is not None else ""
     asked = f"{sums['calls']} calls cost {cost}{more}" if sums["calls"] else "no model was asked"
     return "".join(cells) + (
-        f"{sums['passed']} of {sums['threads']} threads pass ({100 * (sums['pass_rate'] or 0):.1f}%), "
+        f"{sums['passed']} of {sums['threads']} threads pass ({percent(sums)}), "
         f"{sums['undecided']} without a verdict; {asked}\n"
     )
+
+
+def percent(sums: dict[str, Any]) -> str:
+    """The share of threads that pass, for a person: 100.0% is all of them, and 0.0% none."""
+    passed, count = sums["passed"], sums["threads"]
+    if passed in (0, count):
+        return "100.0%" if passed else "0.0%"
+    return f"{min(max(100 * passed / count, 0.1), 99.9):.1f}%"
 
 
 def changed(found: dict[str, Any]) -> str:

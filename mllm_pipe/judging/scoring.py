@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mllm_pipe.envelope import Record
-from mllm_pipe.judging import verdict
+from mllm_pipe.judging import statistics, verdict
 from mllm_pipe.judging.asking import Case, Finding, NoVerdict, judge_of, vote
 from mllm_pipe.judging.rubrics import Rubric
 
@@ -34,11 +34,11 @@ def score(case: Case, target: dict[str, Any], rubric: Rubric, part: dict[str, An
         made.append(case.none(judge_of(target), failure, body | part))
         return Finding(made, made[-1], failure)
     scores = [one["score"] for one in valid]
-    mean = sum(scores) / len(scores)
+    mean = statistics.mean(scores)
     spread = {"n": len(scores), "least": min(scores), "most": max(scores),
               "deviation": round((sum((one - mean) ** 2 for one in scores) / len(scores)) ** 0.5, 4)}  # fmt: skip
     middle = sorted(valid, key=lambda one: float(one["score"]))[len(valid) // 2]
-    criteria = [one | {"score": round(sum(other["criteria"][place]["score"] for other in valid) / len(valid), 4)}
+    criteria = [one | {"score": statistics.mean([other["criteria"][place]["score"] for other in valid])}
                 for place, one in enumerate(middle["criteria"])]  # fmt: skip
     fields = {name: middle[name] for name in ("author", "self_judged") if name in middle}
     found = verdict.scored(criteria, rubric["pass_at"]) | {"spread": spread, "votes": [one["id"] for one in valid]}

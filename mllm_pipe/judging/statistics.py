@@ -8,11 +8,30 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from random import Random
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Pair = tuple[Hashable, Hashable]
+
+
+def typed(number: float) -> Fraction:
+    """A number as the decimal that somebody typed: 0.1 is 1/10, and not the binary number next to it."""
+    return Fraction(str(number))
+
+
+def share(number: float) -> Fraction:
+    """A share of 0 to 1 as the quotient of whole numbers that it is a float of: 0.3333333333333333 is 1/3.
+
+    Denominators up to a million are told apart surely, which are those of a scale of up to 10,000 steps and of means.
+    """
+    return Fraction(number).limit_denominator(1_000_000)
+
+
+def mean(numbers: Sequence[float]) -> float:
+    """The mean of some shares, in fractions."""
+    return float(sum(map(share, numbers), Fraction(0)) / len(numbers))
 
 
 def agreement(pairs: Sequence[Pair]) -> float | None:
@@ -78,8 +97,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Pearson's r; None without variance."""
     count = len(one)
-    if count < 2:
-        return None
+    if count < 2 or min(one) == max(one) or min(other) == max(other):
+        return None  # a sum of equal floats, divided again, may be another float
     mean, mean_other = sum(one) / count, sum(other) / count
     across = sum((x - mean) * (y - mean_other) for x, y in zip(one, other, strict=True))
     spread = sum((x - mean) ** 2 for x in one) * sum((y - mean_other) ** 2 for y in other)
@@ -90,15 +109,17 @@ def effective_votes(votes: Sequence[Sequence[float]]) -> float | None:
     """How many independent votes so many correlated ones are worth: n / (1 + (n - 1) r), r their mean correlation.
 
     votes: of each voter one number an item, the same items for all. The design effect of L. Kish, "Survey Sampling"
-    (1965), §5.4. At least 1 and at most n. A pair without variance has no correlation and is left out; None if all are.
+    (1965), §5.4. At least 1 and at most n: judges that err against each other are no more than independent, so that a
+    correlation below 0 counts as 0, pair by pair, and hides no two that are one. A pair without variance has no
+    correlation and is left out; None if all are.
     """
     count = len(votes)
     found = [r for place in range(count) for other in range(place)
              if (r := correlation(votes[place], votes[other])) is not None]  # fmt: skip
     if not found:
         return None
-    mean = max(0.0, sum(found) / len(found))
-    return count / (1 + (count - 1) * mean)
+    mean_r = sum(max(0.0, r) for r in found) / len(found)
+    return count / (1 + (count - 1) * mean_r)
 
 
 def sign_test(better: int, worse: int) -> float:

@@ -108,7 +108,7 @@ def read(parts: list[dict[str, Any]], rubric: Rubric) -> dict[str, Any]:
         if type(reason) is not str:
             raise Invalid(f"the reason of {name} is no text")
         share = (score - least) / (most - least)
-        found[name] = {"name": name, "score": round(share, 4)} | wanted[name] | {"reason": reason}
+        found[name] = {"name": name, "score": share} | wanted[name] | {"reason": reason}
     if found.keys() != wanted.keys():
         raise Invalid(f"it lacks {', '.join(name for name in wanted if name not in found)}")
     return scored([found[name] for name in wanted], rubric["pass_at"])
@@ -116,11 +116,15 @@ def read(parts: list[dict[str, Any]], rubric: Rubric) -> dict[str, Any]:
 
 def scored(criteria: list[dict[str, Any]], pass_at: float) -> dict[str, Any]:
     """{"criteria", "score", "pass", "pass_at"}: the score is the weighted mean of the criteria's; it passes if that
-    reaches pass_at, and each criterion what it takes by itself."""
-    total = sum(one["weight"] for one in criteria)
-    score = round(sum(one["score"] * one["weight"] for one in criteria) / total, 4)
-    passes = score >= pass_at and all([one["score"] >= one.get("least", 0) for one in criteria])
-    return {"criteria": criteria, "score": score, "pass": passes, "pass_at": pass_at}
+    reaches pass_at, and each criterion what it takes by itself. All in fractions: nothing is rounded into a pass."""
+    from mllm_pipe.judging import statistics  # for its fractions, which checks do without
+
+    weights = [statistics.typed(one["weight"]) for one in criteria]
+    shares = [statistics.share(one["score"]) for one in criteria]
+    score = sum(weight * one for weight, one in zip(weights, shares, strict=True)) / sum(weights)
+    enough = [one >= statistics.typed(of.get("least", 0)) for one, of in zip(shares, criteria, strict=True)]
+    passes = score >= statistics.typed(pass_at) and all(enough)
+    return {"criteria": criteria, "score": float(score), "pass": passes, "pass_at": pass_at}
 
 
 def whole(result: dict[str, Any]) -> list[dict[str, Any]]:
