@@ -18,6 +18,7 @@ from mllm_pipe.lines import digest
 USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 KINDS = ("span", "message", "verdict", "route", "summary", "error")  # what a run is made of
 REDACTED = "redacted"  # the type of the one part that stands for a content of which only size and digest are told
+_MOST = (1 << 64) - 1
 _WORST = {"ok": 0, "no": 1, "unknown": 2, "error": 3}
 _OF_SPAN = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
             "usage", "cost_usd", "saved_usd", "stage", "input_id", "output_ids")  # fmt: skip
@@ -198,7 +199,13 @@ def digest_of(message: Record) -> dict[str, Any]:
 def usage_of(spans: list[Record]) -> dict[str, int]:
     """The sums of what is known, by kind of token."""
     known = [span["usage"] for span in spans if span.get("usage")]
-    return {name: sum(usage.get(name, 0) for usage in known) for name in USAGE if any(name in usage for usage in known)}
+    return {name: count_of(sum(usage.get(name, 0) for usage in known))
+            for name in USAGE if any(name in usage for usage in known)}  # fmt: skip
+
+
+def count_of(tokens: float) -> int:
+    """A sum of tokens as JSON is written with it: at most what 64 bits hold."""
+    return min(int(tokens), _MOST)
 
 
 def cost_of(spans: list[Record]) -> float | None:

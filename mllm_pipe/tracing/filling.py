@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sqlite3
 from collections import Counter
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from orjson import JSONDecodeError, dumps, loads
 
-from mllm_pipe.envelope import Record
+from mllm_pipe.envelope import Record, holds
+from mllm_pipe.lines import digest
 from mllm_pipe.tracing import journalled, schema
-from mllm_pipe.tracing.ledger import digits, picodollars
+from mllm_pipe.tracing.ledger import PICODOLLARS, digits, picodollars
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -29,6 +31,14 @@ PART = 32 << 20  # bytes that are worth a process
 _PARTS = 4  # at most
 _BLOCK = 1 << 18  # larger ones are new memory each time, which costs more than to copy them
 _ROWS = 1000  # are written at once
+_TAIL = 4096  # bytes before what was not read yet, by which the journal is known again
+# Numbers beyond are kept as REAL: the sum of such has less digits, where one of integers would end in an overflow.
+_TOKENS, _COST = 1 << 40, 1000 * PICODOLLARS
+# Columns of a call.
+_TEXTS, _OR_TEXTS, _TIMES, _COUNTS, _MONEY = (2, 3, 4, 6), (15, 16, 17, 18), (7, 8), range(9, 14), 14
+_STAMPS = re.compile(r"(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z\n)*", re.ASCII)
+# What comes of using a span that is none.
+_NO_SPAN = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 _NULL = nan  # SQLite takes it for a null, which sqlite3 binds several times as slowly; JSON has none
 _CALL = "insert into call values (" + ",".join("?" * 20) + ")"
 _SUMS = "calls, unpriced, cost, " + ", ".join(USAGE)
@@ -67,7 +77,9 @@ class Filling:
         self.known = len(self.kinds)
         self.pending = {ident: (offset, length) for ident, offset, length in db.execute("select * from pending")}
         self.elsewhere: set[bytes] = set()  # calls that ended here, and began before the first line that was read
+        self.descriptor = -1  # of the journal
         self.rows: list[tuple[Any, ...]] = []
+        self.unsound = 0  # lines of calls that do not hold to the envelope: they are left out
         self.times: dict[int, tuple[list[float], list[float]]] = {}  # of each kind: durations, times to first tokens
         self.pace: dict[tuple[int, int], Counter[str]] = {}  # of each kind, and whether it is of first tokens
 
@@ -75,6 +87,7 @@ class Filling:
         """Take the lines from one offset to another; the offset after the last whole one. parent: for which process
         this one works; it stops when that has ended."""
         outcome, intent, begin = journalled.OUTCOME, journalled.INTENT, offset
+        self.descriptor = descriptor
         for line in io.BufferedReader(_Stretch(descriptor, offset, end, parent), _BLOCK):
             if not line.endswith(b"\n"):
                 break
@@ -102,8 +115,11 @@ class Filling:
         except (JSONDecodeError, ValueError):
             entry = journalled.entry_of(line)
             span = entry["records"][0] if entry and entry["records"] else {}
-        if span.get("type") == "span":
-            self._call(span, line, offset)
+        try:
+            if span["type"] == "span":
+                self._call(span, line, offset)
+        except _NO_SPAN:
+            self.unsound += 1
 
     def _call(self, span: Record, line: bytes, offset: int) -> None:
         get = span.get
@@ -113,21 +129,19 @@ class Filling:
                 stage if stage is None else str(stage), get("cost_source"))  # fmt: skip
         n = self.kinds.get(kind)
         if n is None:  # no two processes count from the same offset
+            if not holds(span):
+                raise ValueError
             n = self.kinds[kind] = offset
         self.rows.append((
             offset, len(line) - 1, span["id"], get("parent_run_id", "-"), span["thread"], n, span["started_at"],
             duration, _NULL if first is None else first, used("input_tokens", _NULL),
             used("cache_read_tokens", _NULL), used("cache_write_tokens", _NULL), used("output_tokens", _NULL),
             used("reasoning_tokens", _NULL),
-            _NULL if cost is None else picodollars(cost), get("input_id", _NULL), get("handed_id", _NULL),
+            _NULL if cost is None else _stored(cost), get("input_id", _NULL), get("handed_id", _NULL),
             dumps(outputs).decode() if outputs else _NULL,
             _NULL if not attempts or len(attempts) == 1 and attempts[0]["status"] == "ok" else dumps(attempts).decode(),
             len(get("losses", ())),
         ))  # fmt: skip
-        times = self.times.get(n) or self.times.setdefault(n, ([], []))
-        times[0].append(duration)
-        if first is not None:
-            times[1].append(first)
         if span["op"] == "judge":
             self._verdicts(span, line)
         if len(self.rows) >= _ROWS:
@@ -136,7 +150,7 @@ class Filling:
     def _verdicts(self, span: Record, line: bytes) -> None:
         entry = journalled.entry_of(line)
         for record in entry["records"] if entry else []:
-            if record["type"] == "verdict":
+            if record["type"] == "verdict" and holds(record):
                 author = record.get("author", {})
                 self.db.execute(
                     "insert into verdict values (" + ",".join("?" * 13) + ")",
@@ -147,12 +161,30 @@ class Filling:
                 )  # fmt: skip
 
     def _write(self) -> None:
+        if not _sound(self.rows):
+            rows = [sound for row in self.rows if (sound := self._mended(row))]
+            self.unsound += len(self.rows) - len(rows)
+            self.rows = rows
         self.db.executemany(_CALL, self.rows)
+        for row in self.rows:
+            durations, firsts = self.times.get(row[5]) or self.times.setdefault(row[5], ([], []))
+            durations.append(row[7])
+            if row[8] == row[8]:
+                firsts.append(row[8])
         self.rows.clear()
         for n, both in self.times.items():
             for first, times in enumerate(both):
                 self.pace.setdefault((n, first), Counter()).update(digits(times))
         self.times.clear()
+
+    def _mended(self, row: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A row with its large numbers as REAL, which SQLite can sum; None if its span is none by the envelope."""
+        if not _sound([row]):
+            entry = journalled.entry_of(os.pread(self.descriptor, row[1], row[0]))
+            if not entry or not holds(entry["records"][0]):
+                return None
+        return (*row[:9], *(number if number != number else int(number) if number < _TOKENS else float(number)
+                            for number in row[9:14]), *row[14:])  # fmt: skip
 
     def _total(self, begin: int) -> None:
         """Add the calls from this offset on to the sums by kind and day."""
@@ -170,11 +202,19 @@ class Filling:
         for (ident,) in db.execute("select id from part.elsewhere"):
             self.pending.pop(ident, None)
         self.pending |= {ident: (offset, length) for ident, offset, length in db.execute("select * from part.pending")}
+        self.unsound += db.execute("select unsound from part.meta").fetchone()[0]
         db.execute("detach part")
 
     def store(self, end: int) -> None:
         """Write what was counted, and how far the journal was read."""
         db = self.db
+        places = list(self.pending.values())
+        intents = zip(list(self.pending), (journalled.entry_of(os.pread(self.descriptor, length, offset))
+                                           for offset, length in places), strict=True)  # fmt: skip
+        for ident, intent in intents:
+            if intent is None or not holds(journalled.unheard(intent)):
+                del self.pending[ident]
+                self.unsound += intent is not None
         db.executemany("insert into kind values (" + ",".join("?" * 10) + ")",
                        [(n, *kind) for kind, n in list(self.kinds.items())[self.known:]])  # fmt: skip
         db.execute("delete from pending")
@@ -182,7 +222,8 @@ class Filling:
         db.executemany("insert into pace values (?,?,?,?)",
                        [(kind, first, float(value), n) for (kind, first), counted in self.pace.items()
                         for value, n in counted.items()])  # fmt: skip
-        db.execute("update meta set offset = ?", (end,))
+        db.execute("update meta set offset = ?, tail = ?, unsound = unsound + ?",
+                   (end, tail(self.descriptor, end), self.unsound))  # fmt: skip
         self._gather()
 
     def _gather(self) -> None:
@@ -195,6 +236,34 @@ class Filling:
             db.execute("insert into pace select * from gathered")
             db.execute("drop table gathered")
             db.execute("update meta set paced = (select max(rowid) from pace)")
+
+
+def _stored(cost: float) -> float:
+    """A cost as the index keeps it: in picodollars, a large one as REAL."""
+    if type(cost) is bool:
+        raise TypeError
+    return picodollars(cost) if cost * 1e12 < _COST else cost * 1e12
+
+
+def _sound(rows: list[tuple[Any, ...]]) -> bool:
+    """True if all columns of calls hold what they have to: asked of many at once, for a look at each costs too much."""
+    columns = list(zip(*rows, strict=True))
+    known = {place: [value for value in columns[place] if value == value]
+             for place in (*_OR_TEXTS, *_TIMES, *_COUNTS, _MONEY)} if columns else {}  # fmt: skip
+    return not columns or (
+        all(set(map(type, columns[place])) == {str} for place in _TEXTS)
+        and _STAMPS.fullmatch("\n".join(columns[6]) + "\n") is not None
+        and all(set(map(type, known[place])) <= {str} for place in _OR_TEXTS)
+        and all(set(map(type, known[place])) <= {int, float} for place in _TIMES)
+        and all(set(map(type, known[place])) <= {int} and max(known[place], default=0) < _TOKENS for place in _COUNTS)
+        and all(min(known[place], default=0) >= 0 for place in (*_TIMES, *_COUNTS, _MONEY))
+    )
+
+
+def tail(descriptor: int, end: int) -> str:
+    """A digest of the last bytes before an offset of the journal: where they are others, it is another journal."""
+    begin = max(end - _TAIL, 0)
+    return digest(os.pread(descriptor, end - begin, begin))
 
 
 def made(path: str) -> sqlite3.Connection:
@@ -231,7 +300,7 @@ def fill(db: sqlite3.Connection, descriptor: int, path: str) -> None:
             filling.join(part)
             last = end
         if parts:  # a line that has no newline yet stays for later
-            last = _whole(descriptor, ends[-2], ends[-1])
+            last = whole(descriptor, ends[-2], ends[-1])
         db.execute("begin")
         filling.store(last)
         db.execute("commit")
@@ -256,7 +325,7 @@ def _started(part: str, descriptor: int, begin: int, end: int) -> int:
             signal.signal(signum, signal.SIG_DFL)
         db = made(part)
         db.execute("create table elsewhere (id blob)")
-        db.execute("insert into meta values (0, 0, 0, '', 0, 0)")
+        db.execute("insert into meta values (0, 0, 0, '', 0, '', 0, 0)")
         db.execute("begin")
         filling = Filling(db)
         filling.store(filling.read(descriptor, begin, end, parent))
@@ -286,7 +355,7 @@ def _next_line(descriptor: int, offset: int) -> int:
     return offset
 
 
-def _whole(descriptor: int, begin: int, end: int) -> int:
+def whole(descriptor: int, begin: int, end: int) -> int:
     """The offset after the last newline before `end`; begin if there is none."""
     at = end
     while at > begin:

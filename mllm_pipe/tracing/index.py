@@ -3,7 +3,7 @@
 It follows the journal: what has been appended since is read when it is opened. The first filling is made beside it and
 put in its place whole; later ones are transactions. Both are done by one process at a time, while none reads: SQLite
 finds an unfinished transaction by the name of the file, and so could not tell the old file from the new one. Where it
-cannot be written, it is made in memory.
+cannot be written, or somebody reads on and on, it is made in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from heapq import merge
+from math import ceil
+from time import monotonic, sleep
 from typing import Any
 
 import orjson
@@ -23,11 +26,13 @@ from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Stopped, Usage
 from mllm_pipe.runs import digest_of
 from mllm_pipe.tracing import journalled, ledger, schema
-from mllm_pipe.tracing.filling import USAGE, Filling, connect, fill, made
+from mllm_pipe.tracing.filling import USAGE, Filling, connect, fill, made, tail, whole
 from mllm_pipe.tracing.selection import Selection
 
 _DAY = "substr(started_at, 1, 10)"
 _MANY = 20_000  # rows are counted together
+_LONG = 64 << 20  # bytes of a line that are read without a look whether there is such a one
+_READERS_S = 2.0  # readers are waited for, by who has something to write
 
 
 class Index:
@@ -40,18 +45,15 @@ class Index:
         self.lock = -1
 
     def __enter__(self) -> Index:
-        self.lock = _locked(f"{self.path}.lock")
         there = os.fstat(self.journal)
-        same = (schema.VERSION, there.st_dev, there.st_ino, os.pread(self.journal, 100, 0).hex())
-        try:
-            self.db = self._there(same, there.st_size) or self._anew(same)
-        except sqlite3.DatabaseError:  # damaged, or not to be written
-            self.db = self._anew(same)
+        self.same = (schema.VERSION, there.st_dev, there.st_ino, os.pread(self.journal, 100, 0).hex())
+        self.size = there.st_size
+        self.lock = _lock(f"{self.path}.lock")
+        self.db = self._opened()
         # A transaction that has begun to read goes on reading what it has opened, whatever comes in its place.
         self.db.execute("begin")
-        self.db.execute("select offset from meta").fetchone()
-        if self.lock >= 0:
-            fcntl.flock(self.lock, fcntl.LOCK_SH)
+        self.unsound = self.db.execute("select unsound from meta").fetchone()[0]
+        journalled.tell_of(self.unsound)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,77 +62,106 @@ class Index:
         if self.lock >= 0:
             os.close(self.lock)
 
-    def _there(self, same: tuple[int, int, int, str], size: int) -> sqlite3.Connection | None:
-        """The index that is there, brought up to the journal; None if there is none, or one of another journal."""
-        if not os.path.exists(self.path):
+    def _opened(self) -> sqlite3.Connection:
+        """The index, up to the journal. The lock is shared by those who read, so that they do not wait for each other;
+        what is missing is written by one who is alone with it, or, where readers stay, each makes for itself."""
+        if self.lock < 0:
+            return self._there() or self._anew()
+        waited = monotonic() + _READERS_S
+        while True:
+            fcntl.flock(self.lock, fcntl.LOCK_SH)  # it waits for who writes, and not for who reads
+            if found := self._there():
+                return found
+            late = monotonic() > waited
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # if it fails, the shared one is gone too
+            except BlockingIOError:
+                if not late:
+                    sleep(0.02)  # a lock can be waited for without a limit alone
+                    continue
+                fcntl.flock(self.lock, fcntl.LOCK_SH)
+                return self._there() or self._there(copied=True) or self._filled(":memory:")
+            db = self._there(alone=True) or self._anew()
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
+            return db
+
+    def _there(self, *, alone: bool = False, copied: bool = False) -> sqlite3.Connection | None:
+        """The index that is there, if it is whole, of this journal, and goes as far; it is brought up to that if we are
+        `alone` with it, or as a copy in memory. None if it does not, or there is none."""
+        if not os.path.isfile(self.path):
             return None
         db = connect(self.path)
-        with suppress(sqlite3.OperationalError):  # no table of that name
-            found = db.execute("select version, device, inode, head, offset from meta").fetchone()
-            if found and found[:4] == same and found[4] <= size:
-                if found[4] == size:
+        try:
+            asked = "select version, device, inode, head, offset, tail from meta"
+            *same, offset, before = db.execute(asked).fetchone() or (0, 0, "")
+            if tuple(same) == self.same and offset <= self.size and before == tail(self.journal, offset):
+                new = whole(self.journal, offset, self.size) > offset
+                if new and copied:
+                    memory = connect(":memory:")
+                    db.backup(memory)
+                    db.close()
+                    db = memory
+                if new and (alone or copied):
+                    self._follow(db, offset)
+                if not new or alone or copied:
                     return db
-                if self.lock >= 0:
-                    self._follow(db, found[4], size)
-                    return db
+        except sqlite3.DatabaseError:  # damaged, or not to be written, or of another version
+            pass
         db.close()
         return None
 
-    def _anew(self, same: tuple[int, int, int, str]) -> sqlite3.Connection:
+    def _anew(self) -> sqlite3.Connection:
         """Make the index beside its place, then put it there; where that cannot be, in memory."""
         making = f"{self.path}.new"
         if self.lock >= 0:
             _tidy(making)
             try:
-                self._fill(making, same).close()
+                self._filled(making).close()
                 with suppress(FileNotFoundError):
                     os.unlink(f"{self.path}-journal")  # a killed process left it: it is of the file that goes
                 os.replace(making, self.path)
                 return connect(self.path)
-            except sqlite3.OperationalError:  # the disk is full
+            except (sqlite3.OperationalError, OSError):  # the disk is full, or something else has that name
                 pass
             finally:
                 _tidy(making)
-        return self._fill(":memory:", same)
+        return self._filled(":memory:")
 
-    def _fill(self, place: str, same: tuple[int, int, int, str]) -> sqlite3.Connection:
+    def _filled(self, place: str) -> sqlite3.Connection:
         db = made(place)
-        db.execute("insert into meta values (?, ?, ?, ?, 0, 0)", same)
+        db.execute("insert into meta values (?, ?, ?, ?, 0, '', 0, 0)", self.same)
         fill(db, self.journal, place)
         db.executescript(schema.INDEXES + schema.VIEWS)
         return db
 
-    def _follow(self, db: sqlite3.Connection, begin: int, size: int) -> None:
+    def _follow(self, db: sqlite3.Connection, begin: int) -> None:
         """Take in what the journal has gained, in one transaction."""
         db.execute("begin immediate")
         try:
             filling = Filling(db)
-            filling.store(filling.read(self.journal, begin, size))
+            filling.store(filling.read(self.journal, begin, self.size))
             db.execute("commit")
         except BaseException:
             db.execute("rollback")
             raise
 
     def runs(self, wanted: Selection) -> Iterator[tuple[str, list[Record]]]:
-        """Runs that may be meant, the newest first, each with its entries of the journal."""
-        clauses, values = _where(wanted)
-        if wanted.status in ("error", "unknown"):
-            clauses.append("status = ?")
-            values.append(wanted.status)
-        elif wanted.status == "no":
-            clauses.append("run in (select run from verdict where pass is not 1)")
+        """Runs that may be meant, the newest first, each with its entries of the journal: perhaps too many of them,
+        never too few."""
         seen = set()
-        open_runs: dict[str, list[Record]] = {}
-        for entry in self._pending():
-            open_runs.setdefault(str(entry.get("parent_run_id")), []).append(entry)
-        for run, entries in reversed(open_runs.items()):
-            seen.add(run)
-            yield run, [*self._entries(run), *entries]
-        asked = f"select run from call join kind on kind.n = call.kind{_sql(clauses)} order by call.offset desc"
-        for (run,) in self.db.execute(asked, values):
+        unheard: dict[str, list[Record]] = {}
+        places = []
+        for (offset, length) in self.db.execute("select offset, length from pending order by offset"):
+            for entry in journalled.at(self.journal, [(offset, length)]):
+                run = entry.get("parent_run_id", "-")
+                unheard.setdefault(run, []).append(entry)
+                places.append((run, offset))
+        asked, values = _candidates(wanted)
+        heard = self.db.execute(asked, values)
+        for run, _ in merge(heard, reversed(places), key=lambda found: found[1], reverse=True):
             if run not in seen:
                 seen.add(run)
-                yield run, list(self._entries(run))
+                yield run, [*self._entries(run), *unheard.get(run, [])]
 
     def _entries(self, run: str) -> Iterator[Record]:
         found = self.db.execute("select offset, length from call where run = ? order by offset", (run,)).fetchall()
@@ -244,9 +275,12 @@ class Index:
 
     def _in_journal(self, offset: int | None, length: int | None, ident: str, field: str) -> Any:
         """A field of a record that an outcome holds; bytes and sha256 are those of its content."""
+        if length and length > _LONG and not self.db.execute("select 1 from call where offset = ? and length = ?",
+                                                             (offset, length)).fetchone():  # fmt: skip
+            return None  # only of what is there can we have that much in memory
         for entry in journalled.at(self.journal, [(offset, length)] if offset is not None and length else []):
             for record in entry.get("records", []):
-                if record["id"] == ident:
+                if record.get("id") == ident:
                     if field in ("bytes", "sha256"):
                         return digest_of(record)[field] if "content" in record else None
                     value = record.get(field)
@@ -267,11 +301,35 @@ def _where(wanted: Selection) -> tuple[list[str], list[Any]]:
             from mllm_pipe.envelope import timestamp
 
             clauses.append(f"started_at {sign} ?")
-            values.append(timestamp(seconds))
+            values.append(timestamp(ceil(round(seconds * 1e6) / 1000) / 1000))  # calls begin at whole milliseconds
     if wanted.threads:
         clauses.append("thread in (select value from json_each(?))")
         values.append(orjson.dumps(sorted(wanted.threads)).decode())
     return clauses, values
+
+
+def _candidates(wanted: Selection) -> tuple[str, list[Any]]:
+    """A question for (run, offset), the newest first, of the runs that may be meant, and its values.
+
+    What is asked of a run may be true of one of its calls each: the first of it is asked of the row, to pass over most,
+    and the rest of any call of its run.
+    """
+    of_call = Selection()
+    of_call.asked = wanted.asked
+    asked = [of_call, Selection(group=wanted.group), Selection(threads=wanted.threads),
+             Selection(since=wanted.since), Selection(until=wanted.until)]  # fmt: skip
+    conditions = [_where(one) for one in asked]
+    if wanted.status in ("error", "unknown"):
+        conditions.append((["status = ?"], [wanted.status]))
+    elif wanted.status == "no":
+        conditions.append((["run in (select run from verdict where pass is not 1)"], []))
+    conditions = [one for one in conditions if one[0]]
+    clauses, values = conditions[0] if conditions else ([], [])
+    for more, theirs in conditions[1:]:
+        clauses = [*clauses, "exists (select 1 from call as other join kind on kind.n = other.kind "
+                             f"where other.run = call.run and {' and '.join(more)})"]  # fmt: skip
+        values = [*values, *theirs]
+    return f"select run, offset from call join kind on kind.n = call.kind{_sql(clauses)} order by offset desc", values
 
 
 def _sql(clauses: list[str]) -> str:
@@ -287,14 +345,14 @@ def _plain(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _locked(path: str) -> int:
-    """A descriptor of the lock, held; -1 where there can be none: then no file is changed either."""
+def _lock(path: str) -> int:
+    """A descriptor of the lock; -1 where there can be none: then no file is changed either."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         return -1
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
     except OSError:  # as on some network file systems
         os.close(lock)
         return -1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 
 import orjson
 
 from mllm_pipe.calling import journal
-from mllm_pipe.envelope import Record
+from mllm_pipe.envelope import Record, holds
 from mllm_pipe.errors import Missing, WriteFailed
-from mllm_pipe.runs import Fold
+from mllm_pipe.runs import KINDS, Fold
+from mllm_pipe.terminal import note
 
 OUTCOME = b'{"v":1,"type":"outcome","id":"'  # how journal.conclude begins a line
 INTENT = b'{"v":1,"type":"intent","id":"'
@@ -21,7 +23,11 @@ _RUN = b'"parent_run_id":"'
 def opened() -> int:
     """A descriptor of the journal, for reading. Missing if there is none yet."""
     try:
-        return os.open(journal.path(), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(journal.path(), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise WriteFailed(f"{journal.path()} cannot be read: it is no regular file")
+        return descriptor
     except FileNotFoundError:
         raise Missing(f"there is no journal yet ({journal.path()}); dispatch and judge write it") from None
     except OSError as error:
@@ -41,7 +47,9 @@ def entry_of(line: bytes) -> Record | None:
         entry: Record = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    return entry
+    records = entry.get("records", [])
+    whole = type(records) is list and all(type(record) is dict and "type" in record for record in records)
+    return entry if whole and (entry["type"] == "intent" or "records" in entry) else None
 
 
 def unheard(intent: Record) -> Record:
@@ -50,27 +58,51 @@ def unheard(intent: Record) -> Record:
     names = ("thread", "id", "parent_run_id", "op", "slot", "agent", "input_id", "handed_id", "runtime", "model",
              "group", "stage")  # fmt: skip
     known = {name: intent[name] for name in names if name in intent}
-    return {"v": 1, "type": "span", **known, "started_at": intent["at"], "duration_ms": 0.0, "status": "unknown",
+    return {"v": 1, "type": "span", **known, "started_at": intent.get("at"), "duration_ms": 0.0, "status": "unknown",
             "cost_usd": None}  # fmt: skip
 
 
 def fold_entries(fold: Fold, entries: Iterator[Record]) -> None:
-    """Use the records of entries; a call has its outcome, or, where none comes, what its last intent says."""
+    """Use the records of entries; a call has its outcome, or, where none comes, what its last intent says.
+
+    What does not hold to the envelope is left out, and told of: anybody may have written to the file.
+    """
     intents: dict[str, Record] = {}
+    unsound = 0
     for entry in entries:
         if entry["type"] == "intent":
             intents.setdefault(entry["id"], entry)
             continue
         intents.pop(entry["id"], None)
-        for record in entry["records"]:
-            fold.take(_joined(record, entry["records"][0]))
-    for intent in intents.values():
-        fold.take(unheard(intent))
+        made = [record for record in entry["records"] if record["type"] in KINDS]
+        if not all(map(holds, made[:1])):
+            made = made[:0]
+            unsound += 1
+        for record in made:
+            joined = _joined(record, made[0])
+            if record is made[0] or holds(joined):
+                fold.take(joined)
+            else:
+                unsound += 1
+    spans = list(map(unheard, intents.values()))
+    for span in spans:
+        if holds(span):
+            fold.take(span)
+        else:
+            unsound += 1
+    tell_of(unsound)
+
+
+def tell_of(unsound: int) -> None:
+    """Say that so many lines of the journal were left out, if any were."""
+    if unsound:
+        lines = "a line of a call does" if unsound == 1 else f"{unsound} lines of calls do"
+        note(f"{journal.path()}: {lines} not hold to the envelope; left out")
 
 
 def _joined(record: Record, span: Record) -> Record:
     """A record of an outcome belongs to its span, also where it does not say so itself."""
-    if record is span or record["type"] == "error":
+    if record is span or span["type"] != "span" or record["type"] == "error":
         return record
     return {"run_id": span["id"]} | record
 

@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any
 
 from mllm_pipe.envelope import Record
-from mllm_pipe.runs import USAGE
+from mllm_pipe.runs import USAGE, count_of
 
 KEYS = ("model", "runtime", "agent", "slot", "group", "day", "thread")
 PICODOLLARS = 10**12  # costs are summed as whole numbers of these: no price has more digits
@@ -56,7 +56,7 @@ class Sum:
             "key": key,
             "calls": self.calls,
             "failed": self.failed,
-            "usage": {name: self.usage[name] for name in USAGE if name in self.usage},
+            "usage": {name: count_of(self.usage[name]) for name in USAGE if name in self.usage},
             "cost_usd": float(Decimal(self.cost) / PICODOLLARS) if known else None,
             "unpriced": self.unpriced,
             "p50_ms": p50,

@@ -1,22 +1,24 @@
 """The tables of the journal's index, and the views over them that --sql documents. Text of messages is not copied:
 the view reads it where it stands in the journal. Ids of calls are in the order of time (UUIDv7); calls and kinds have
-for a number the offset of the line where they stand, or first stood. A value of `pace` may have several lines."""
+for a number the offset of the line where they stand, or first stood. A value of `pace` may have several lines.
+Tokens and costs are integers, and REAL where they are large: a column without a type keeps that."""
 
-VERSION = 3
+VERSION = 4
 
 TABLES = """
-create table meta (version integer, device integer, inode integer, head text, offset integer, paced integer);
+create table meta (version integer, device integer, inode integer, head text, offset integer, tail text, paced integer,
+  unsound integer);
 create table kind (n integer primary key, op text, slot text, agent text, runtime text, model text, "group" text,
   status text, stage text, cost_source text);
 create table call (offset integer primary key, length integer, id text, run text, thread text, kind integer,
-  started_at text, duration_ms real, first_token_ms real, input_tokens integer, cache_read_tokens integer,
-  cache_write_tokens integer, output_tokens integer, reasoning_tokens integer, cost integer, input_id text,
+  started_at text, duration_ms real, first_token_ms real, input_tokens, cache_read_tokens,
+  cache_write_tokens, output_tokens, reasoning_tokens, cost, input_id text,
   handed_id text, outputs text, attempts text, losses integer);
 create table verdict (id text, run text, run_id text, thread text, about text, rubric text, pass integer, score real,
   preferred text, consistent integer, self_judged integer, runtime text, model text);
 create table pending (id blob, offset integer, length integer);
-create table total (kind integer, day text, calls integer, unpriced integer, cost integer, input_tokens integer,
-  cache_read_tokens integer, cache_write_tokens integer, output_tokens integer, reasoning_tokens integer,
+create table total (kind integer, day text, calls integer, unpriced integer, cost, input_tokens,
+  cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
   primary key (kind, day)) without rowid;
 create table pace (kind integer, first integer, value real, calls integer);
 """
