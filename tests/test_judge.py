@@ -154,6 +154,54 @@ def test_a_rubric_is_a_name_a_file_or_a_text(sh, work):
     assert sh("judge --by echo --rubric 'is it kind' < t >/dev/null").status == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "err"),
+    [
+        ("pass-at = 1.0", "pass-at means nothing; did you mean pass_at?; there are description, pass_at, scale, criteria"),
+        ('scal = "0-9"', "scal means nothing; did you mean scale?; there are description, pass_at, scale, criteria"),
+        ('criteria = [{name="n",text="t",weigth=3}]',
+         "criterion n: weigth means nothing; did you mean weight?; there are name, text, weight, least"),
+        ('criteria = [{name="n",text="t",lest=0.9}]',
+         "criterion n: lest means nothing; did you mean least?; there are name, text, weight, least"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_in_a_rubric_is_refused(sh, work, home, line, err):
+    thread(work, ("user", "q"), ("assistant", "a"))
+    (work / "r.toml").write_text(line if "criteria" in line else f'{line}\ncriteria = [{{name="n",text="t"}}]')
+    assert sh("judge --by echo --rubric @r.toml < t") == (2, "", f"judge: --rubric @r.toml: {err}\n")
+    assert calls(home) == 0
+
+
+def test_what_has_no_reference_has_no_verdict_where_others_have_one(sh, work, home):
+    thread(work, ("user", "q"), ("assistant", "a"))
+    (work / "gold.jsonl").write_text('{"thread":"u","reference":"Rome"}\n')
+    ran = sh("judge -q --by echo --rubric correctness --reference gold.jsonl < t > out")
+    said = "--reference gold.jsonl has no line for it: nothing to hold the answer against"
+    assert ran == (6, "", f"judge: thread t: {said}\n") and calls(home) == 0
+    (work / "gold.jsonl").write_text('{"thread":"t","reference":"Rome"}\n')
+    assert sh("judge -q --by echo --rubric correctness --reference gold.jsonl < t > out").status == 0
+
+
+@pytest.mark.parametrize("finish", ["length", "filter", "refusal", "pause"])
+def test_an_answer_that_is_not_whole_is_not_judged(sh, work, home, finish):
+    thread(work, ("user", "q"), ("assistant", "a"))
+    (work / "cut").write_text((work / "t").read_text().replace('"content":"a"', f'"content":"a","finish":"{finish}"'))
+    for judge in ("--check contains:a", "--by echo --rubric correctness", "--by echo --rubric correctness --against t"):
+        ran = sh(f"judge {judge} < cut > out")
+        assert (ran.status, ran.err.partition("; ask")[0].rstrip()) == (5, f"judge: thread t: answer m2 is not whole ({finish})")
+    ran = sh("judge --by echo --rubric correctness --against cut < t > out")
+    assert ran == (5, "", f"judge: thread t: --against: answer m2 is not whole ({finish}): nothing to compare with\n")
+    assert calls(home) == 0
+
+
+def test_an_answer_of_calls_alone_is_for_checks(sh, work, home):
+    thread(work, ("user", "q"), ("assistant", [{"type": "tool_call", "id": "c", "name": "clock", "arguments": {}}]))
+    assert sh("judge --check tool-called:clock < t > out") == (0, "", "")
+    ran = sh("judge --by echo --rubric correctness < t > out")
+    assert ran == (2, "", "judge: thread t: nothing to judge: the answer calls tools and says nothing; dispatch "
+                          "--run-tools goes on from it\n") and calls(home) == 0  # fmt: skip
+
+
 def test_a_reply_is_what_the_writer_answers_next(sh, work, home):
     """The loop of a shell: until the verdict is positive, the writer hears why it is not."""
     tape(work, GOOD % 2, GOOD % 5)

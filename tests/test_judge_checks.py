@@ -86,6 +86,9 @@ def test_a_reference_is_one_text_or_one_for_each_thread(sh, work):
     assert sh("judge --check equals --reference gold.jsonl < t").status == 1
     (work / "gold.jsonl").write_text('{"thread":"u","reference":"Rome"}\n')
     ran = sh("judge --check equals --reference gold.jsonl < t")
+    assert (ran.status, ran.err) == (6, "judge: thread t: --reference gold.jsonl has no line for it: nothing to hold the "
+                                        "answer against\n")  # fmt: skip
+    ran = sh("judge --check equals < t")
     assert (ran.status, ran.err) == (2, "judge: thread t: a --check has nothing to compare with: say it after a colon, "
                                         "or give --reference FILE\n")  # fmt: skip
 
@@ -167,6 +170,15 @@ def test_a_rule_that_is_none_is_refused(sh, work, rule, err):
         ("--check 1000000001*json", "--check '1000000001*json': a weight is at most 1e+09"),
         ("--check json --need 2", "--need 2: say all, any, or a share of the weights above 0 and up to 1"),
         ("--check json --cascade", "--cascade needs both: --check RULE, and --rubric with --by"),
+        ("--check json --by echo", "--by is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json --pass-at 0.9", "--pass-at is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json -n 3", "-n is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json --scale 0-9", "--scale is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json --combine mean", "--combine is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json --forbid-self", "--forbid-self is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json -m gpt", "--model is for a judge: say by what, with --rubric; a --check asks nobody"),
+        ("--check json --one-order", "--one-order is for comparisons: --pairwise, or --against FILE"),
+        ("--check json --seed 0", "--seed is for comparisons: --pairwise, or --against FILE"),
         ("--check equals --reference none", "--reference none: No such file or directory"),
         ("--check equals --reference bad.jsonl", '--reference bad.jsonl: line 1: no {"thread": TEXT, "reference": TEXT}'),
     ],
@@ -176,6 +188,13 @@ def test_flags_of_checks_that_make_no_sense_are_refused(sh, work, flags, err):
     (work / "bad.jsonl").write_text('{"thread":"t"}\n')
     ran = sh(f"judge {flags} < t")
     assert (ran.out, ran.err) == ("", f"judge: {err}\n") and ran.status in (2, 66)
+
+
+def test_a_check_asks_nobody_whoever_might_judge(sh, work, home):
+    (work / "mllm.toml").write_text('[agents.w]\nruntime = "echo"\nmodels = { evaluator = "echo" }\n')
+    thread(work, ("user", "q"), ("agent:w", "a"))
+    assert sh("judge --check contains:a < t > out", MLLM_BY="echo", MLLM_CONFIG="mllm.toml") == (0, "", "")
+    assert calls(home) == 0
 
 
 def test_a_text_that_keeps_a_check_busy_is_cut_off(sh, work):

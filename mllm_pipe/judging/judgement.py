@@ -15,8 +15,10 @@ from mllm_pipe.judging.terms import Terms
 from mllm_pipe.lines import digest
 from mllm_pipe.stream import Thread
 from mllm_pipe.terminal import note, say
-from mllm_pipe.thread import admitted, branch, parents, rivals
-from mllm_pipe.turn import CUT_SHORT, complaint, cut_short
+from mllm_pipe.thread import admitted, branch, parents, parts_of, rivals
+from mllm_pipe.turn import CUT_SHORT, CutShort, complaint, cut_short
+
+_UNFINISHED = {*CUT_SHORT, "pause"}  # how an answer ends that is no whole one
 
 
 class Judged:
@@ -76,6 +78,8 @@ def _judge(thread: Thread, terms: Terms, made: list[Record], outcome: Outcome) -
 def _verdicts(case: Case, made: list[Record]) -> Failure | None:
     """Add the verdicts on a case to `made`; why the last of them decides nothing, if so."""
     thread, terms = case.thread, case.terms
+    if terms.reference and case.reference is None:
+        raise NoVerdict(f"--reference {terms.reference} has no line for it: nothing to hold the answer against")
     if terms.checks:
         subject = checks.Subject([*case.before, case.answers[-1]], thread, case.reference)
         found = checks.findings(terms.checks, terms.need, subject)
@@ -85,6 +89,8 @@ def _verdicts(case: Case, made: list[Record]) -> Failure | None:
                                        if one["pass"] is None))  # fmt: skip
     if not terms.rubric or (terms.cascade and not found["pass"]):
         return None
+    if any(map(_only_calls, case.answers)):
+        raise Usage("nothing to judge: the answer calls tools and says nothing; dispatch --run-tools goes on from it")
     targets = terms.judges_of(case.answers[-1])
     called_in = [terms.escalate] if terms.escalate else []
     refuse_self(case, [*targets, *called_in])
@@ -150,6 +156,8 @@ def _case(thread: Thread, terms: Terms, outcome: Outcome) -> Case:
         if older is None:
             raise Missing(f"--against has no answer of thread {thread.id}")
         _whole(answer)
+        if older.get("finish") in _UNFINISHED:
+            raise CutShort(f"--against: answer {older['id']} is not whole ({older['finish']}): nothing to compare with")
         return Case(thread, before, [older, answer], terms, outcome)
     if terms.pairwise:
         return Case(thread, before, _siblings(records, answer), terms, outcome)
@@ -164,7 +172,7 @@ def _siblings(records: list[Record], tip: Record) -> list[Record]:
     parent_of = parents(records)
     answers = [record for record in records if record["type"] == "message" and record["role"] == "assistant"
                and parent_of[record["id"]] == parent_of[tip["id"]]]  # fmt: skip
-    whole = [answer for answer in answers if answer.get("finish") not in CUT_SHORT]
+    whole = [answer for answer in answers if answer.get("finish") not in _UNFINISHED]
     for answer in answers:
         if answer not in whole:
             note(f"thread {tip['thread']}: answer {answer['id']} is not whole ({answer['finish']}), and not compared")
@@ -175,5 +183,13 @@ def _siblings(records: list[Record], tip: Record) -> list[Record]:
 
 
 def _whole(answer: Record) -> None:
-    if answer.get("finish") in CUT_SHORT:
+    if answer.get("finish") in _UNFINISHED:
         raise cut_short(answer)
+
+
+def _only_calls(answer: Record) -> bool:
+    """True if an answer calls tools and says nothing."""
+    parts = parts_of(answer["content"])
+    said = any(part["type"] in ("data", "file") or (part["type"] in ("text", "refusal") and part["text"].strip())
+               for part in parts)  # fmt: skip
+    return not said and any(part["type"] == "tool_call" for part in parts)

@@ -36,6 +36,7 @@ class Terms:
         self.pairwise = self.one_order = False
         self.seed: int | None = None  # of the order of answers; None: of the answers themselves
         self.against: Callable[[str], Record | None] | None = None  # the older answer of a thread
+        self.reference: str | None = None  # the file that has those
         self.reference_of: Callable[[str], str | None] = lambda thread: None
         self.at_once: Callable[..., list[Any]] = several(0)  # a map over the judges
         self.votes: list[list[float] | None] = []  # of a panel: each judge's vote as a number, by thread
@@ -51,6 +52,7 @@ class Terms:
 
 
 _ALONE = ("model", "base_url", "key_env")  # flags that are for one judge
+_OF_JUDGES = ("by", "pass_at", "scale", "repeats", "combine", "forbid_self", *_ALONE)
 
 
 def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: int) -> Terms:
@@ -69,6 +71,8 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
         raise Usage(f"by what? say --rubric {'|'.join(rubrics.names())}|@FILE|TEXT, or --check RULE")
     if cascade and not (rubric and rules):
         raise Usage("--cascade needs both: --check RULE, and --rubric with --by")
+    said = told | flags | {"by": specs or None, "repeats": flags["repeats"] if flags["repeats"] > 1 else None}
+    _refuse_idle(said, rubric or replay, rules, replay, pairwise or against)
     specs = specs or tuple(filter(None, [os.environ.get("MLLM_BY")]))
     if (pairwise or against) and not (rubric and specs):
         raise Usage("answers are compared by a judge: --by SPEC --rubric RUBRIC")
@@ -88,7 +92,7 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
     if terms.pairwise and (terms.reply or terms.repeats > 1):
         raise Usage("--reply and -n are for one answer that is scored; a comparison asks in both orders")
     if reference:
-        terms.reference_of = references.read(reference)
+        terms.reference_of, terms.reference = references.read(reference), reference
     if against:
         terms.against = references.older(against)
     if rubric:
@@ -99,6 +103,25 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
     terms.at_once = several(jobs * (len(terms.judges) - 1)) if len(terms.judges) > 1 else several(0)
     _tell_family(terms)
     return terms
+
+
+def _refuse_idle(said: dict[str, Any], rubric: Any, rules: Any, replay: bool, compares: Any) -> None:
+    """Usage if a flag was said that would change nothing: who says it believes that something is judged by it."""
+    idle = []
+    if not rubric:
+        idle += [(name, "is for a judge: say by what, with --rubric; a --check asks nobody") for name in _OF_JUDGES]
+    if not compares and not replay:
+        idle += [(name, "is for comparisons: --pairwise, or --against FILE") for name in ("one_order", "seed")]
+    elif compares:
+        idle += [(name, "is for scores, and a comparison asks which answer is better") for name in ("scale", "pass_at")]
+    if len(said["by"] or ()) < 2 and not replay:
+        idle += [("combine", "is for a panel: several --by")]
+    if not rules and said["need"] != "all":
+        raise Usage("--need is for checks: --check RULE")
+    for name, why in idle:
+        if said[name] is not None and said[name] is not False:
+            flag = "-n" if name == "repeats" else f"--{name.replace('_', '-')}"
+            raise Usage(f"{flag} {why}")
 
 
 def _judge(spec: str, flags: dict[str, Any]) -> dict[str, Any]:

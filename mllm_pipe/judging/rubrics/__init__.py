@@ -9,6 +9,8 @@ from typing import Any
 from mllm_pipe.errors import Missing, Usage
 
 Rubric = dict[str, Any]
+_KEYS = ["description", "pass_at", "scale", "criteria"]
+_OF_CRITERION = ["name", "text", "weight", "least"]
 PASS_AT = 0.75
 SCALE = (1, 5)  # the whole numbers that are asked for; stored as 0..1
 
@@ -59,6 +61,7 @@ def _from_file(path: str) -> Rubric:
 
 def _checked(name: str, rubric: dict[str, Any], where: str) -> Rubric:
     """A rubric as it is used, of what a file says. Usage if that is none."""
+    _known(rubric, _KEYS, where)
     criteria: list[Any] = rubric["criteria"] if isinstance(rubric.get("criteria"), list) else []
     sound = all(
         isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("text"), str)
@@ -67,6 +70,7 @@ def _checked(name: str, rubric: dict[str, Any], where: str) -> Rubric:
     if not criteria or not sound or len({one["name"] for one in criteria}) < len(criteria):
         raise Usage(f"{where}: it needs [[criteria]], each with a name of its own and a text")
     for one in criteria:
+        _known(one, _OF_CRITERION, f"{where}: criterion {one['name']}")
         weight = one.get("weight", 1)
         if type(weight) not in (int, float) or not 0 < weight < float("inf"):
             raise Usage(f"{where}: the weight of {one['name']} is no number above 0")
@@ -83,6 +87,15 @@ def _checked(name: str, rubric: dict[str, Any], where: str) -> Rubric:
         "criteria": [{"weight": 1} | {key: one[key] for key in ("name", "text", "weight", "least") if key in one}
                      for one in criteria],
     }  # fmt: skip
+
+
+def _known(table: dict[str, Any], keys: list[str], where: str) -> None:
+    """Usage if a key means nothing: who writes it believes that it does."""
+    for key in table:
+        if key not in keys:
+            from mllm_pipe.configuration import nearest
+
+            raise Usage(f"{where}: {key} means nothing{nearest(key, keys)}; there are {', '.join(keys)}")
 
 
 def _is_share(value: Any) -> bool:
