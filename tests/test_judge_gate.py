@@ -174,10 +174,10 @@ def test_agreement_with_people_is_shown_beside_chance_and_the_baselines(sh, work
     assert (found["agreement"], found["kappa"], found["base_rate"]) == (0.7, 0.4, 0.5)
     assert found["kappa_interval"][0] < 0.4 < found["kappa_interval"][1]
     assert found["spearman"] == pytest.approx(0.408248)
-    assert found["baselines"] == {"longer": 0.3, "first": None, "most_common": 0.5}
+    assert found["baselines"] == {"longer": 0.5, "first": None, "most_common": 0.5}
     text = sh("judge --check starts:yes --labels labels --format text < in | tail -n 9").out
     assert text.startswith("labelled      50 (50 decided, abstained 0.000)\nagreement     0.700 of the decided, 0.700 of all\n"
-                           "  no judge    longer 0.300, first unknown, most common 0.500\n")  # fmt: skip
+                           "  no judge    longer 0.500, first unknown, most common 0.500\n")  # fmt: skip
 
 
 def test_recorded_verdicts_are_scored_again_for_nothing(sh, work, home):
@@ -230,7 +230,89 @@ def test_comparisons_are_held_against_people_with_position_and_length(sh, work):
     assert found["swap_consistency"] is None
 
 
-@pytest.mark.parametrize("line", ["[]", '{"thread":"t"}', '{"thread":"t","score":2}', '{"thread":"t","pass":1}', '{"thread":"t","preferred":3}', "x"])
+FRUIT = {"a": "short", "b": "a longer one"}
+
+
+def fruit(work: Path, count: int) -> None:
+    """A file of so many threads with two answers each, a by aa and b by bb; and `long`, a judge that prefers b."""
+    jsonl(work, "in", *({"v": 1, "type": "message", "thread": f"t{n}", "id": ident, "role": role, "content": text,
+                         **({"reply_to": "q", "author": {"agent": ident * 2}} if role == "assistant" else {})}
+                        for n in range(count) for ident, role, text in
+                        (("q", "user", f"q{n}"), *((name, "assistant", text) for name, text in FRUIT.items()))))  # fmt: skip
+    (work / "long").write_text("#!/bin/sh\ncat >heard.$$; grep -q q3 heard.$$ && [ -e broken ] && exit 1\n"
+                               "grep -A1 'answer A$' heard.$$ | grep -q longer && b=A || b=B\n"
+                               """echo '{"better":"'$b'","reason":"r"}'\n""")  # fmt: skip
+    (work / "long").chmod(0o755)
+
+
+AGREEMENT = "--format json < in 2>/dev/null | jq -c '[.agreement|.labelled,.decided,.agreement,.agreement_of_all]+[.agreement.baselines|.longer,.first]'"
+
+
+def test_a_thread_whose_judge_failed_has_answers_all_the_same(sh, work):
+    fruit(work, 4)
+    jsonl(work, "labels", *({"thread": f"t{n}", "preferred": "b" if n else "aa"} for n in range(4)))
+    line = f"judge -q --by exec:./long --rubric style --pairwise --labels labels {AGREEMENT}"
+    assert sh(line).out == "[4,4,0.75,0.75,0.75,0.25]\n"
+    (work / "broken").touch()
+    assert sh(line).out == "[4,3,0.666667,0.5,0.75,0.25]\n"
+    (work / "more").write_bytes(b'{"v":1,"type":"message","thread":"t9","id":"q","role":"user","content":"q"}\n')
+    sh("cat more >>in; echo '{\"thread\":\"t9\",\"preferred\":\"b\"}' >>labels")  # nothing of it is judged
+    assert sh(line).out == "[5,3,0.666667,0.4,0.75,0.25]\n"
+
+
+def test_the_figures_of_a_judge_are_its_own_where_another_failed(sh, work):
+    fruit(work, 4)
+    jsonl(work, "labels", *({"thread": f"t{n}", "preferred": "b"} for n in range(4)))
+    (work / "broken").touch()
+    (work / "short").write_text((work / "long").read_text().replace("-e broken", "-e never").replace("b=A || b=B", "b=B || b=A"))
+    (work / "short").chmod(0o755)
+    by = "--by exec:./long --by exec:./short --by exec:./short"
+    ran = sh(f"judge -q {by} --rubric style --pairwise --labels labels --format json < in 2>/dev/null | jq -c '.agreement.judges[]|[.judge,.decided,.agreement]'")
+    assert ran.out == '["1 exec",3,1]\n["2 exec",4,0]\n["3 exec",4,0]\n'
+
+
+@pytest.mark.parametrize(("lengths", "good", "longer"), [((1, 2, 3, 4), (3, 4), 1), ((1, 2), (2,), 1), ((1, 2, 3, 4), (1, 2, 3), 0.75),
+                                                         ((2, 2, 2), (2,), 1), ((1, 5, 3), (1,), 0.666667)])  # fmt: skip
+def test_the_longer_answer_passes_by_the_bar_that_agrees_best(sh, work, lengths, good, longer):
+    threads(work, *("x" * length for length in lengths))
+    jsonl(work, "labels", *({"thread": f"t{n}", "pass": length in good} for n, length in enumerate(lengths)))
+    assert sh("judge -q --check contains:x --labels labels --format json < in | jq .agreement.baselines.longer").out == f"{longer}\n"
+
+
+def test_labels_that_can_be_held_against_nothing_are_not_counted_and_said(sh, work):
+    fruit(work, 5)
+    text = (work / "in").read_text().splitlines(keepends=True)
+    (work / "in").write_text("".join(line.replace('"bb"', '"aa"') if '"t1"' in line else line for line in text))
+    jsonl(work, "labels", {"thread": "t0", "preferred": "cc"}, {"thread": "t1", "preferred": "aa"}, {"thread": "t2", "pass": True},
+          {"thread": "t3", "preferred": "b"}, {"thread": "t9", "preferred": "b"}, {"thread": "t3", "preferred": "b"})  # fmt: skip
+    ran = sh("judge --by exec:./long --rubric style --pairwise --labels labels --format json < in 2>err | jq -c '.agreement|[.labelled,.agreement,.not_counted]'; grep 'not counted' err")
+    assert ran.out == (
+        '[1,1,{"that prefer what is no answer":1,"with a name that several answers have":1,"that pass or score, of a comparison":1,"of a thread that is not here":1}]\n'
+        "judge: --labels: 4 labels are not counted: 1 of a thread that is not here, 1 that pass or score, of a comparison, 1 that prefer what is no answer, "
+        "1 with a name that several answers have\n")  # fmt: skip
+    threads(work, "abc", "xyz")
+    jsonl(work, "labels", {"thread": "t0", "preferred": "a"}, {"thread": "t1", "pass": False, "preferred": None, "score": None})
+    shown = "jq -c '.agreement|[.labelled,.agreement,.not_counted]'"
+    assert sh(f"judge -q --check contains:b --labels labels --format json < in | {shown}").out == '[1,1,{"that prefer, of one answer":1}]\n'
+
+
+@pytest.mark.parametrize(("label", "figures"), [('"pass":true,"score":null', "[1,1,1]"), ('"pass":null,"score":0.9', "[1,1,1]"),
+                                                ('"pass":true,"preferred":null', "[1,1,1]")])  # fmt: skip
+def test_a_field_of_a_label_that_is_null_says_nothing(sh, work, label, figures):
+    threads(work, "abc")
+    (work / "labels").write_text(f'{{"thread":"t0",{label}}}\n')
+    assert sh("judge -q --check contains:b --labels labels --format json < in | jq -c '[.agreement|.labelled,.decided,.agreement]'").out == f"{figures}\n"
+
+
+def test_a_thread_has_one_label(sh, work):
+    threads(work, "a")
+    (work / "labels").write_text('{"thread":"t0","pass":true}\n{"thread":"t0","pass":true,"by":"me"}\n{"thread":"t0","pass":false}\n')
+    assert sh("judge --check json --labels labels < in") == (2, "", "judge: --labels labels: line 3: thread t0 has another label before\n")
+
+
+@pytest.mark.parametrize("line", ['{"thread":"t","pass":null}', '{"thread":"t","pass":null,"preferred":null}', '{"thread":"t","pass":"no"}',
+                                  '{"thread":"t","pass":true,"score":"high"}', '{"thread":"t","score":true}', '{"thread":"t","pass":true,"preferred":7}',
+                                  "[]", '{"thread":"t"}', '{"thread":"t","score":2}', '{"thread":"t","pass":1}', '{"thread":"t","preferred":3}', "x"])
 def test_a_label_that_is_none_is_refused(sh, work, line):
     threads(work, "a")
     (work / "labels").write_text(f'{{"thread":"t0","pass":true}}\n{line}\n')

@@ -16,11 +16,12 @@ from mllm_pipe.errors import Missing, Usage
 from mllm_pipe.judging import statistics
 from mllm_pipe.judging.report import Row, summary
 
-Label = dict[str, Any]
+Label = dict[str, Any]  # "thread", and of "pass", "score", "preferred" what was said
 
 
 def labels(path: str) -> dict[str, Label]:
-    """The labels of a file, by thread. Missing if it cannot be read, Usage if a line of it is none."""
+    """The labels of a file, by thread. Missing if it cannot be read, Usage if a line of it is none, or says of a thread
+    otherwise than an earlier one."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -30,48 +31,59 @@ def labels(path: str) -> dict[str, Label]:
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
-        try:
-            label = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            label = None
-        if not _is_label(label):
+        label = _label(line)
+        if label is None:
             raise Usage(f'--labels {path}: line {number}: no {{"thread": TEXT, and "pass": true or false, "score": '
                         '0 to 1, or "preferred": ID, NAME or null}')  # fmt: skip
-        found[label["thread"]] = label
+        if found.setdefault(label["thread"], label) != label:
+            raise Usage(f"--labels {path}: line {number}: thread {label['thread']} has another label before")
     return found
 
 
-def _is_label(label: Any) -> bool:
+def _label(line: bytes) -> Label | None:
+    """A line as a label; None if it is none. A field that is null says nothing, but that none is preferred: it does if
+    nothing else is asked for."""
+    try:
+        label = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
     if type(label) is not dict or type(label.get("thread")) is not str:
-        return False
-    score, preferred = label.get("score"), label.get("preferred")
-    return (
-        type(label.get("pass")) is bool
-        or (isinstance(score, int | float) and 0 <= score <= 1 and type(score) is not bool)
-        or ("preferred" in label and (preferred is None or type(preferred) is str))
-    )
+        return None
+    said = {name: label[name] for name in ("pass", "score", "preferred") if label.get(name) is not None}
+    score = said.get("score", 0)
+    if type(said.get("pass", True)) is not bool or type(said.get("preferred", "")) is not str:
+        return None
+    if type(score) not in (int, float) or not 0 <= score <= 1:
+        return None
+    if not said and label.keys() & {"pass", "score", "preferred"} == {"preferred"}:
+        said = {"preferred": None}
+    return {"thread": label["thread"]} | said if said else None
 
 
 def agreement(rows: list[Row], known: dict[str, Label]) -> dict[str, Any]:
-    """The figures of the rows that have a label. What cannot be known is None.
+    """The figures of the rows that have a label that can be held against them. What cannot be known is None.
 
     agreement: of the decided ones, the share that says what people say; agreement_of_all takes the undecided for none.
     base_rate: the share of labels that pass (of comparisons, that prefer the first answer). kappa with a 95 %
     bootstrap interval. baselines: what no judge at all would reach. effective_votes: of a panel, by the correlation of
-    its judges' errors.
+    its judges' errors. not_counted: labels that can be held against nothing, by why.
     """
-    there = [(row, known[row["thread"]]) for row in rows if row["thread"] in known]
+    labelled = [(row, known[row["thread"]]) for row in rows if row["thread"] in known]
+    unfit = Counter(why for row, label in labelled if (why := _unfit(row, label)))
+    absent = len(known.keys() - {row["thread"] for row in rows})
+    there = [(row, label) for row, label in labelled if not _unfit(row, label)]
     people = [_of_people(row, label) for row, label in there]
     judged = [_of_judge(row) for row, _ in there]
     decided = [(said, wanted) for said, wanted in zip(judged, people, strict=True) if said is not None]
     right = sum(said == wanted for said, wanted in decided)
     scores = [(row["score"], _score(label)) for row, label in there
-              if row["score"] is not None and _score(label) is not None and len(row["answers"]) < 2]  # fmt: skip
+              if row["score"] is not None and _score(label) is not None and not _compares(row)]  # fmt: skip
     interval = statistics.bootstrap(decided, statistics.kappa)
     sums = summary([row for row, _ in there])
     return {
         "labelled": len(there),
-        "unlabelled": len(rows) - len(there),
+        "unlabelled": len(rows) - len(labelled),
+        "not_counted": unfit | ({"of a thread that is not here": absent} if absent else {}),
         "decided": len(decided),
         "abstained": _rounded(1 - len(decided) / len(there)) if there else None,
         "agreement": _rounded(statistics.agreement(decided)),
@@ -88,6 +100,32 @@ def agreement(rows: list[Row], known: dict[str, Label]) -> dict[str, Any]:
         "cost_per_1000_usd": sums["cost_per_1000_usd"],
         "unpriced": sums["unpriced"],
     }
+
+
+def _compares(row: Row) -> bool | None:
+    """True if the answers of a row were compared with each other; None if nothing was judged."""
+    return _choosing(row["verdicts"][-1]) if row["verdicts"] else None
+
+
+def _choosing(record: dict[str, Any]) -> bool:
+    """True if a verdict prefers one of several answers, rather than pass one."""
+    return "consistent" in record and "against" not in record
+
+
+def _unfit(row: Row, label: Label) -> str | None:
+    """Why a label cannot be held against a row; None if it can. A row of which nothing was judged is undecided."""
+    compares = _compares(row)
+    if compares is None:
+        return None
+    if not compares:
+        return None if label.keys() & {"pass", "score"} else "that prefer, of one answer"
+    if "preferred" not in label:
+        return "that pass or score, of a comparison"
+    wanted = label["preferred"]
+    names = [answer["name"] for answer in row["answers"]]
+    if wanted is None or wanted in [answer["id"] for answer in row["answers"]] or names.count(wanted) == 1:
+        return None
+    return "with a name that several answers have" if wanted in names else "that prefer what is no answer"
 
 
 def _rounded(value: float | None) -> float | None:
@@ -108,7 +146,7 @@ def _answer(place: int) -> str:
 
 
 def _of_people(row: Row, label: Label) -> Hashable:
-    if "preferred" in label:
+    if _compares(row) or not label.keys() & {"pass", "score"}:
         return _place(row, label["preferred"])
     if "pass" in label:
         return bool(label["pass"])
@@ -117,8 +155,7 @@ def _of_people(row: Row, label: Label) -> Hashable:
 
 def _of_judge(row: Row) -> Hashable:
     """The place of the answer preferred, "tie" if none is in both orders, or pass; None: undecided."""
-    last = row["verdicts"][-1] if row["verdicts"] else {}
-    return _choice(last, row) if "consistent" in last and "against" not in last else row["pass"]
+    return _choice(row["verdicts"][-1], row) if _compares(row) else row["pass"]
 
 
 def _choice(record: dict[str, Any], row: Row) -> Hashable:
@@ -134,43 +171,59 @@ def _score(label: Label) -> float | None:
 def _baselines(there: list[tuple[Row, Label]], people: list[Hashable]) -> dict[str, float | None]:
     """Agreement with people of always choosing the longer answer, the first, or what people say most often.
 
-    Of one answer: `longer` passes those that are longer than the median, and there is no first.
+    Of one answer: `longer` passes those that are longer than the length that agrees best with people, as a judge would
+    by a bar set on these very labels, so that it is never below `most_common`; and there is no first. A thread of which
+    nothing was judged has no answer to be long, and is left out.
     """
-    if not there:
+    known = [(row, wanted) for (row, _), wanted in zip(there, people, strict=True) if row["answers"]]
+    if not known:
         return {"longer": None, "first": None, "most_common": None}
-    count = len(people)
-    lengths = [[answer["length"] for answer in row["answers"]] for row, _ in there]
-    if all(len(of_row) > 1 for of_row in lengths):
+    people, count = [wanted for _, wanted in known], len(known)
+    lengths = [[answer["length"] for answer in row["answers"]] for row, _ in known]
+    if all(_compares(row) for row, _ in known):
         longest = [[_answer(place) for place, one in enumerate(of_row) if one == max(of_row)] for of_row in lengths]
         longer = sum((wanted in places) / len(places) for places, wanted in zip(longest, people, strict=True)) / count
         first: float | None = sum(wanted == _answer(0) for wanted in people) / count
     else:
-        middle = sorted(sum(of_row) for of_row in lengths)[count // 2]
-        longer = sum((sum(one) > middle) == wanted for one, wanted in zip(lengths, people, strict=True)) / count
+        longer = _best_cut([sum(of_row) for of_row in lengths], people) / count
         first = None
     most = Counter(people).most_common(1)[0][1] / count
     return {"longer": _rounded(longer), "first": _rounded(first), "most_common": _rounded(most)}
 
 
-def _panel(row: Row) -> dict[str, dict[str, Any]]:
-    """Of a row, each judge of the panel with its verdict; judges are told apart by their place, and shown by name."""
-    votes = [vote for vote in row["votes"] if vote.get("part") == "panel"]
-    return {f"{place} {_name(vote)}": vote for place, vote in enumerate(votes, 1)}
+def _best_cut(lengths: list[int], people: list[Hashable]) -> int:
+    """How many of these would be right at most, if those longer than some length passed."""
+    right = most = people.count(True)  # all pass
+    order = sorted(zip(lengths, people, strict=True), key=lambda one: one[0])
+    for place, (length, wanted) in enumerate(order):
+        right += -1 if wanted is True else 1
+        if place + 1 == len(order) or order[place + 1][0] > length:
+            most = max(most, right)
+    return most
 
 
 def _name(vote: dict[str, Any]) -> str:
-    author = vote["author"]
+    author = vote.get("author", {})
     return ":".join(filter(None, dict.fromkeys([author.get("runtime"), author.get("model")])))
 
 
 def _votes(there: list[tuple[Row, Label]], people: list[Hashable]) -> dict[str, list[tuple[Hashable, Hashable]]]:
-    """Of each judge of the panel: its vote (None: it decided nothing) and what people say, for all rows."""
-    found: dict[str, list[tuple[Hashable, Hashable]]] = {}
+    """Of each judge of the panel: its vote (None: it decided nothing) and what people say, for all rows.
+
+    Judges are told apart by their place, which they have whether they gave a verdict or none.
+    """
+    found: dict[int, list[tuple[Hashable, Hashable]]] = {}
+    names: dict[int, str] = {}
     for (row, _), wanted in zip(there, people, strict=True):
-        for name, vote in _panel(row).items():
-            compared = "consistent" in vote and "against" not in vote
-            found.setdefault(name, []).append((_choice(vote, row) if compared else vote["pass"], wanted))
-    return found
+        votes = [vote for vote in row["votes"] if vote.get("part") == "panel"]
+        panels = [one for one in (*row["verdicts"], *row["votes"]) if "judges" in one]
+        if len(votes) != sum(one["judges"] for one in panels):
+            continue  # whose the votes are is not known
+        for place, vote in enumerate(votes, 1):
+            said = _choice(vote, row) if _choosing(vote) else vote["pass"]
+            found.setdefault(place, []).append((said, wanted))
+            names.setdefault(place, _name(vote))
+    return {f"{place} {names[place]}": votes for place, votes in found.items()}
 
 
 def _judges(there: list[tuple[Row, Label]], people: list[Hashable]) -> list[dict[str, Any]]:

@@ -65,6 +65,9 @@ class Gate:
 
             found["agreement"] = calibration.agreement(self.rows, self.labels)
             said += calibration.text(found["agreement"])
+            if left_out := found["agreement"]["not_counted"]:
+                whys = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
+                note(f"--labels: {sum(left_out.values())} labels are not counted: {whys}")
         if self.form == "json":
             show(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
         elif self.form == "text":
