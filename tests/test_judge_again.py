@@ -135,3 +135,30 @@ def test_a_replay_counts_the_calls_and_the_contradictions_of_all_who_were_asked(
     line = "--rubric correctness --by exec:./j --by exec:false"
     assert sh(f"judge -q {line} --format json <t 2>/dev/null | {shown}; rm asked").out == "[null,0,3,1]\n"
     assert sh(f"judge -q {line} <t 2>/dev/null >judged; judge -q --replay --format json <judged 2>/dev/null | {shown}").out == "[null,0,3,1]\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ('if .part=="panel" then del(.criteria) else . end', 6), ('if .part=="panel" then .criteria=[] else . end', 6),
+        ('if .part=="panel" then .criteria[0].score=null else . end', 6), ('if .part=="panel" then .criteria[0].weight=0 else . end', 6),
+        ('if .part=="panel" then del(.criteria[0].reason, .author) else . end', 0), ('if .judges then .votes=.votes[:1] else . end', 6),
+        ('if .judges then .judges=1 else . end', 65), ('if .judges then .votes[0]="a" else . end', 6),
+    ],
+)  # fmt: skip
+def test_a_verdict_that_others_have_written_is_scored_or_told(sh, work, change, status):
+    thread(work, ("user", "q"), ("assistant", "hello"))
+    sh(f'judge -q --by "$G" --by "$G" {ONE}; jq -c \'{change}\' judged >theirs', G=CONTENT)
+    ran = sh("judge -q --replay --pass-at 0.5 <theirs >out")
+    assert ran.status == status and "defect" not in ran.err
+
+
+@pytest.mark.parametrize("change", ["del(.shown)", '.shown=["x","y"]', ".shown=.shown[:1]", "del(.score)"])
+def test_a_comparison_that_others_have_written_is_scored_or_told(sh, work, change):
+    by = "--by 'exec:cat A' --by 'exec:cat A'"
+    (work / "A").write_text('{"better":"A","reason":""}\n')
+    ran = sh(f"dispatch -q --to 'exec:echo one' --to 'exec:echo two' --new q | judge -q {by} --one-order --rubric style --pairwise >judged; echo $?; "
+             f"jq -c 'if .part==\"order\" then {change} else . end' judged >theirs")  # fmt: skip
+    assert ran.out == "0\n"
+    ran = sh("judge -q --replay --combine mean <theirs >out")
+    assert ran.status == 6 and "defect" not in ran.err

@@ -25,7 +25,7 @@ def scored(case: Case, findings: list[Finding], pass_at: float, combine: str) ->
     for place, one in enumerate(valid[0]["criteria"]):
         all_of = [(_name(judged), judged["criteria"][place]) for judged in valid]
         mean = statistics.mean([found["score"] for _, found in all_of])
-        reasons = "; ".join(f"{name}: {found['reason']}" for name, found in all_of)
+        reasons = "; ".join(f"{name}: {found.get('reason', '')}" for name, found in all_of)
         criteria.append(one | {"score": mean, "reason": reasons})
     found = verdict.scored(criteria, pass_at)
     if combine == "majority":
@@ -114,8 +114,8 @@ def _of(verdicts: list[Record]) -> dict[str, Any]:
 
 
 def _name(judged: Record) -> str:
-    author = judged["author"]
-    return ":".join(filter(None, dict.fromkeys([author["runtime"], author.get("model")])))
+    author = judged.get("author", {})
+    return ":".join(filter(None, dict.fromkeys([author.get("runtime"), author.get("model")])))
 
 
 def _failure(findings: list[Finding], votes: list[Any]) -> NoVerdict:

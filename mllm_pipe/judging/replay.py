@@ -92,6 +92,10 @@ def _together(record: Record, records: list[Record], thread: Thread, terms: Term
         raise Lost(f"verdict {record['id']} does not say how many judges were asked: it cannot be scored anew")
     if "consistent" in record:
         return _compared(record, votes, records, thread, terms, outcome)
+    valid = [vote for vote in votes if vote["pass"] is not None]
+    named = {tuple(one["name"] for one in vote.get("criteria", [])) for vote in valid}
+    if len(named) > 1 or not all(map(_scores, valid)):
+        raise Lost(f"the votes of verdict {record['id']} have no scores of the same criteria: it cannot be scored anew")
     case = Case(thread, [], [{"id": record["about"][-1]}], terms, outcome)
     findings = [Finding([], one | _again(one, terms), _failure_of(one)) for one in votes]
     return panel.scored(case, findings, _bar(record, terms), _combine(record, terms))
@@ -113,12 +117,18 @@ def _failure_of(record: Record) -> Failure | None:
 def _again(record: Record, terms: Terms) -> dict[str, Any]:
     """Score and pass of a verdict of scores, by the weights of --rubric and by --pass-at where they are given."""
     criteria = record.get("criteria", [])
-    if record["pass"] is None or not criteria or record.get("author", {}).get("agent") == "check":
+    if record["pass"] is None or not _scores(record) or record.get("author", {}).get("agent") == "check":
         return {}
     told = {one["name"]: one for one in terms.rubric["criteria"]} if terms.rubric else {}
     own = [{"weight": 1} | one | {key: told[one["name"]][key] for key in ("weight", "least")
                                   if key in told.get(one["name"], {})} for one in criteria]  # fmt: skip
     return verdict.scored(own, _bar(record, terms))
+
+
+def _scores(record: Record) -> bool:
+    """True if each criterion of a verdict has a score, and they count something; another's verdict may have none."""
+    criteria = record.get("criteria", [])
+    return all(one.get("score") is not None for one in criteria) and sum(one.get("weight", 1) for one in criteria) > 0
 
 
 def _bar(record: Record, terms: Terms) -> float:
@@ -140,8 +150,11 @@ def _compared(record: Record, together: list[Record], records: list[Record], thr
     case = Case(thread, [], answers, terms, outcome)
     judged = []
     for one in together:
-        asked: list[Pair] = [(place[vote["shown"][0]], place[vote["shown"][1]]) for vote in votes_of(one, records)]
-        shares = settled(asked, [vote["score"] for vote in votes_of(one, records)])
+        orders = votes_of(one, records)
+        if any(len(set(vote.get("shown", [])) & place.keys()) != 2 for vote in orders):
+            raise Lost(f"a vote of verdict {one['id']} does not say which answers were shown: it cannot be scored anew")
+        asked: list[Pair] = [(place[vote["shown"][0]], place[vote["shown"][1]]) for vote in orders]
+        shares = settled(asked, [vote.get("score") for vote in orders])
         judged.append(comparing.Compared(Finding([], one, _failure_of(one)), shares))
     return panel.compared(case, judged, _combine(record, terms))
 
