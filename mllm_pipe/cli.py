@@ -155,6 +155,9 @@ option = partial(click.option, cls=_Option)
 argument = partial(click.argument, cls=_Argument)
 
 
+LONGEST_S = 2_000_000.0  # that anything may take, 23 days: poll(2) counts milliseconds in 31 bits
+
+
 class Number(click.FloatRange):
     """A number of a range: nan, which no comparison holds of, and inf are none."""
 
@@ -231,9 +234,9 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Who is asked where that one fails; in order."),
         option("--max-retries", type=click.IntRange(0), default=2, metavar="N",
                help="How often a target that was busy or out of reach is asked again (default 2)."),
-        option("--retry-after-cap", "retry_after_cap_s", type=Number(0), default=60.0,
+        option("--retry-after-cap", "retry_after_cap_s", type=Number(0, LONGEST_S), default=60.0,
                metavar="SECONDS", help="Longest wait that it may ask for (default 60)."),
-        option("--first-token", "first_byte_s", type=Number(0, min_open=True),
+        option("--first-token", "first_byte_s", type=Number(0, LONGEST_S, min_open=True),
                metavar="SECONDS", help="Limit until it begins to answer."),
         option("--retry-unknown", is_flag=True, envvar="MLLM_RETRY_UNKNOWN",
                help="Ask again also what may have been billed: silent and cut answers."),
@@ -247,7 +250,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Send nothing that could take the command beyond this."),
         option("--max-tokens-total", type=click.IntRange(0), metavar="N",
                help="The same in tokens, of prompts and answers."),
-        option("--timeout", type=Number(0, min_open=True), default=600.0,
+        option("--timeout", type=Number(0, LONGEST_S, min_open=True), default=600.0,
                envvar="MLLM_TIMEOUT", metavar="SECONDS",
                help="Limit of a whole call (default 600, or $MLLM_TIMEOUT)."),
     )  # fmt: skip

@@ -12,6 +12,7 @@ CHECKS = [
     ("contains:bc", "abcd", 0), ("contains:zz", "abcd", 1),
     ("equals:a b", " a b\n", 0), ("equals:a b", "a  b", 1),
     ("starts:ab", "\nabcd", 0), ("starts:bc", "abcd", 1),
+    ("starts: ab", "\nabcd", 0), ("starts: bc", "abcd", 1),
     ("regex:^a.*d$", "abcd", 0), ("regex:^b", "abcd", 1),
     ("json", '{"a":1}', 0), ("json", "{a:1}", 1), ("json", '{"a":NaN}', 1),
     ("schema:s.json", '{"n":1}', 0), ("schema:s.json", '{"n":"x"}', 1), ("schema:s.json", "no json", 1),
@@ -81,7 +82,7 @@ def test_none_of_them_is_not_any(sh, work):
 def test_a_reference_is_one_text_or_one_for_each_thread(sh, work):
     thread(work, ("user", "q"), ("assistant", "Paris"))
     (work / "gold").write_text("Paris\n")
-    assert sh("judge --check equals --check similar:0.8 --check rouge:1 --reference gold < t").status == 0
+    assert sh("judge --check equals --check similar:1 --check rouge:1 --reference gold < t").status == 0
     (work / "gold.jsonl").write_text('{"thread":"t","reference":"Rome"}\n')
     assert sh("judge --check equals --reference gold.jsonl < t").status == 1
     (work / "gold.jsonl").write_text('{"thread":"u","reference":"Rome"}\n')
@@ -149,6 +150,7 @@ def test_a_cascade_asks_the_model_only_where_the_checks_pass(sh, work, home):
         ("similar:2:x", "say a share from 0 to 1, and perhaps :TEXT after it"),
         ("similar:0.5:", "say a share from 0 to 1, and perhaps :TEXT after it"),
         ("rouge:x", "x is no number"),
+        ("starts:  ", "say starts:TEXT, with more than blanks"),
         ("jsonpath:a", "a path begins with $"),
         ("jsonpath:$..a", "no step at '..a'; there are .name ['name'] [0] [-1] .* [*], and = before a value"),
         ("jsonpath:$[?@.a]", "no step at '[?@.a]'; there are .name ['name'] [0] [-1] .* [*], and = before a value"),
@@ -284,6 +286,30 @@ def test_a_schema_may_refer_to_what_is_in_it(sh, work, schema):
     (work / "s").write_text(schema)
     thread(work, ("user", "q"), ("assistant", "1"))
     assert sh("judge --check schema:s < t > out") == (0, "", "")
+
+
+def test_a_text_of_many_different_characters_takes_no_more_memory_than_others(sh, work):
+    """120,000 of them, of four bytes: a row of bits for each would take 900 MB."""
+    text = "".join(chr(0x20000 + place) for place in range(120_000))
+    thread(work, ("user", "q"), ("assistant", text))
+    (work / "same").write_text(text)
+    for given in ("0.8:hello", "0.8:𠀀𠀁𠀂"):
+        assert sh(f"ulimit -v 800000; judge --check similar:{given} < t > out") == (1, "", "")
+    (work / "t").write_bytes(b"")
+    thread(work, ("user", "q"), ("assistant", text[:30_000]))
+    (work / "same").write_text(text[:30_000])
+    assert sh("ulimit -v 400000; judge --check similar:1 --reference same < t > out") == (0, "", "")
+
+
+@pytest.mark.parametrize("seconds", ["1e12", "1e300"])
+def test_a_limit_beyond_what_a_clock_can_keep_is_refused(sh, work, seconds):
+    thread(work, ("user", "q"), ("assistant", "hello"))
+    ran = sh(f"judge --check regex:hel --timeout {seconds} < t")
+    said = f"Invalid value for '--timeout': {float(seconds)} is not in the range 0<x<=2000000.0; see"
+    assert ran == (2, "", f"judge: {said} judge --help\n")
+    assert sh(f"dispatch --to echo --new --timeout {seconds} q") == (2, "", f"dispatch: {said} dispatch --help\n")
+    assert sh("judge --check regex:hel --check similar:0.1:hel --timeout 2000000 < t > out") == (0, "", "")
+    assert sh("dispatch -q --to exec:cat --new --timeout 2000000 --first-token 2000000 --text q") == (0, "q\n", "")
 
 
 def test_a_hostile_span_is_no_cost(sh, work):

@@ -25,7 +25,8 @@ from mllm_pipe.terminal import kind_of, say
 @cli.option("--retry-unknown", is_flag=True, help="Ask again also what was asked and never heard, in all stages.")
 @cli.option("--max-cost", type=cli.Number(0), metavar="USD",
             help="Send nothing that could take the run beyond this, whichever stage asks.")
-@cli.option("--timeout", type=cli.Number(0, min_open=True), metavar="SECONDS", help="Limit of the whole.")
+@cli.option("--timeout", type=cli.Number(0, cli.LONGEST_S, min_open=True), metavar="SECONDS",
+            help="Limit of the whole.")
 @cli.option("--print", "shown", is_flag=True, help="Print lines of sh that do the same; run nothing.")
 @cli.option("--dry-run", is_flag=True, help="Print the stages, and what the first one would send; send nothing.")
 @cli.option("-q", "--quiet", is_flag=True, callback=cli.hush, envvar="MLLM_QUIET",

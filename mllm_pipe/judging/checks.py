@@ -136,7 +136,10 @@ def _contains(wanted: str, *_: Any) -> Holds:
     return lambda subject: (True, "it is there") if wanted in subject.text else (False, "it is not there")
 
 
-def _starts(wanted: str, *_: Any) -> Holds:
+def _starts(given: str, *_: Any) -> Holds:
+    wanted = given.lstrip()
+    if not wanted:
+        raise Usage("say starts:TEXT, with more than blanks")
     return lambda subject: _worded(subject.text.lstrip().startswith(wanted), "it starts so", "it starts otherwise")
 
 

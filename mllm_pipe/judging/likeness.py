@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import Any
 
 EVERY = 256  # steps between two ticks
+MEMORY = 64 << 20  # bytes, of all rows of bits
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -28,13 +30,13 @@ def distance(one: str, other: str, tick: Callable[[], Any]) -> int:
     the form of H. Hyyrö, "Explaining and extending the bit-parallel algorithm of Myers" (2001), figure 3.
     """
     text, pattern = sorted((one, other), key=len)
-    places = _places(pattern)
+    row = _rows(pattern, text, tick)
     last, mask = 1 << (len(pattern) - 1) if pattern else 0, (1 << len(pattern)) - 1
     rises, falls, found = mask, 0, len(pattern)
     for number, character in enumerate(text):
         if not number % EVERY:
             tick()
-        equal = places.get(character, 0)
+        equal = row(character)
         vertical = equal | falls
         horizontal = (((equal & rises) + rises) ^ rises) | equal
         up, down = falls | ~(horizontal | rises), rises & horizontal
@@ -62,26 +64,29 @@ def common_length(one: Sequence[Hashable], other: Sequence[Hashable], tick: Call
 
     Bit-parallel, as in H. Hyyrö, "Bit-parallel LCS-length computation revisited" (AWOCA 2004), figure 5.
     """
-    places, mask = _places(other), (1 << len(other)) - 1
+    row, mask = _rows(other, one, tick), (1 << len(other)) - 1
     rest = mask
     for number, item in enumerate(one):
         if not number % EVERY:
             tick()
-        matched = rest & places.get(item, 0)
+        matched = rest & row(item)
         rest = ((rest + matched) | (rest - matched)) & mask
     return len(other) - rest.bit_count()
 
 
-def _places(items: Sequence[Hashable]) -> dict[Hashable, int]:
-    """Each item, and the places where it stands as bits."""
-    found: dict[Hashable, list[int]] = {}
+def _rows(items: Sequence[Hashable], asked: Sequence[Hashable], tick: Callable[[], Any]) -> Callable[[Hashable], int]:
+    """Of each item that is asked for, the places where it stands, as bits; no more of them are kept than fit MEMORY."""
+    found: dict[Hashable, list[int]] = {item: [] for item in asked}
     for place, item in enumerate(items):
-        found.setdefault(item, []).append(place)
-    return {item: _bits(places) for item, places in found.items()}
+        if not place % (256 * EVERY):
+            tick()
+        if item in found:
+            found[item].append(place)
+    return lru_cache(MEMORY // (len(items) // 8 + 64) + 1)(lambda item: _bits(found[item]))
 
 
 def _bits(places: list[int]) -> int:
-    row = bytearray(places[-1] // 8 + 1)
+    row = bytearray(places[-1] // 8 + 1 if places else 0)
     for place in places:
         row[place >> 3] |= 1 << (place & 7)
     return int.from_bytes(row, "little")

@@ -22,7 +22,7 @@ def read(path: str) -> Callable[[str], str | None]:
         with open(path, "rb") as file:
             data = file.read()
         if not path.endswith(".jsonl"):
-            text = data.decode()
+            text = data.decode().rstrip("\r\n")  # of the file, not of the answer, as with $(...)
             return lambda thread: text
     except OSError as error:
         raise Missing(f"--reference {path}: {error.strerror}") from None

@@ -9,6 +9,7 @@ from mllm_pipe.judging import statistics
 from mllm_pipe.judging.judgement import Judged
 from mllm_pipe.runs import cost_of
 from mllm_pipe.stream import Thread
+from mllm_pipe.terminal import safe
 from mllm_pipe.thread import speaker, text_of
 
 Row = dict[str, Any]
@@ -113,16 +114,17 @@ def lines(verdicts: list[Record]) -> str:
 
 
 def _line(record: Record) -> str:
+    """A line for the verdict, and one for each finding: what others wrote cannot begin another."""
     word = {True: "pass", False: "fail", None: "none"}[record["pass"]]
-    said = [f"{word}  {_number(record.get('score'))}  thread {record['thread']}\n"]
+    said = [f"{word}  {_number(record.get('score'))}  thread {record['thread']}"]
     if record.get("consistent") is not None:
         orders = "the same in both orders" if record["consistent"] else "the orders disagree"
-        said.append(f"      {record.get('preferred', 'none preferred')}: {orders}\n")
-    said += [f"      {one['share']:.2f}  {one['id']} ({one['strength']:+.2f} ± {one['error']:.2f})\n"
+        said.append(f"      {record.get('preferred', 'none preferred')}: {orders}")
+    said += [f"      {one['share']:.2f}  {one['id']} ({one['strength']:+.2f} ± {one['error']:.2f})"
              for one in record.get("ranking", [])]  # fmt: skip
-    said += [f"      {_number(one.get('score'))}  {one['name']}: {one.get('reason', '')}\n"
+    said += [f"      {_number(one.get('score'))}  {one['name']}: {one.get('reason', '')}"
              for one in record.get("criteria", [])]  # fmt: skip
-    return "".join(said)
+    return "".join(safe(line).replace("\n", " ") + "\n" for line in said)
 
 
 def _number(score: float | None) -> str:
