@@ -363,6 +363,7 @@ def test_with_forbid_self_nobody_is_asked_where_one_judge_of_a_panel_is_of_the_f
         ("--by echo --rubric correctness --scale 5", "--scale: 5 is no scale; say 1-5, or 0-10"),
         ("--by echo --rubric correctness --scale 5-1", "--scale: 5-1 is no scale; say 1-5, or 0-10"),
         ("--by echo --rubric @w.toml", "--rubric @w.toml: the weight of a is no number above 0"),
+        ("--by echo --rubric @g.toml", "--rubric @g.toml: the weight of a is beyond 64 bits"),
         ("--by echo --rubric @l.toml", "--rubric @l.toml: the least of a is no number from 0 to 1"),
         ("--by echo --rubric @p.toml", "--rubric @p.toml: pass_at is no number from 0 to 1"),
         ("--by echo --rubric @n.toml", "--rubric @n.toml: it needs [[criteria]], each with a name of its own and a text"),
@@ -372,7 +373,7 @@ def test_with_forbid_self_nobody_is_asked_where_one_judge_of_a_panel_is_of_the_f
 def test_flags_that_make_no_sense_together_are_refused(sh, work, flags, err):
     thread(work, ("user", "q"), ("assistant", "a"))
     one = '[[criteria]]\nname = "a"\ntext = "t"\n'
-    for name, text in {"w": one + "weight = 0\n", "l": one + "least = 2\n", "p": "pass_at = true\n" + one,
+    for name, text in {"w": one + "weight = 0\n", "g": one + f"weight = {10**30}\n", "l": one + "least = 2\n", "p": "pass_at = true\n" + one,
                        "n": one + one, "b": "a b"}.items():  # fmt: skip
         (work / f"{name}.toml").write_text(text)
     assert sh(f"judge {flags} < t") == (2, "", f"judge: {err}\n")

@@ -74,6 +74,8 @@ def _checked(name: str, rubric: dict[str, Any], where: str) -> Rubric:
         weight = one.get("weight", 1)
         if type(weight) not in (int, float) or not 0 < weight < float("inf"):
             raise Usage(f"{where}: the weight of {one['name']} is no number above 0")
+        if type(weight) is int and weight >= 2**63:  # what a record cannot hold; TOML 1.0 asks for no more either
+            raise Usage(f"{where}: the weight of {one['name']} is beyond 64 bits")
         if not _is_share(one.get("least", 0)):
             raise Usage(f"{where}: the least of {one['name']} is no number from 0 to 1")
     pass_at = rubric.get("pass_at", PASS_AT)
