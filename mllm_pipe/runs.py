@@ -98,7 +98,8 @@ class Fold:
         statuses = [span["status"] for span in spans]
         answered = _answered(spans)
         statuses += ["no" for one in findings if _says_no(one) and not _mended(one, answered.get(one["thread"]))]
-        statuses += ["error" for one in findings if one["type"] == "error" and "parent_run_id" in one]
+        statuses += ["error" for one in findings if one["type"] == "error" and "parent_run_id" in one
+                     and self.maker(one) not in self.spans]  # a call's own status says what came of it # fmt: skip
         edges = {span["id"]: self.edges(span) for span in spans}
         made: dict[str, list[Record]] = {span["id"]: [] for span in spans}
         alone: list[Record] = []  # of no call of this run

@@ -16,6 +16,8 @@ from mllm_pipe.terminal import kind_of, note, safe
 from mllm_pipe.tracing import forms, gather, ledger
 from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
 
+NEWEST = 20  # runs of the journal
+
 
 @click.command("trace", context_settings={"max_content_width": 100})
 @cli.argument("run", required=False)
@@ -25,7 +27,6 @@ from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
     "-n",
     "--newest",
     type=click.IntRange(0),
-    default=20,
     metavar="N",
     help="Of the journal, the newest N runs (default 20; 0: all).",
 )
@@ -54,7 +55,7 @@ from mllm_pipe.tracing.selection import OF_CALL, Selection, moment
     help="table on a terminal (tree of a single RUN), ndjson in a pipe.",
 )
 @cli.stream_options
-def command(run: str | None, journal: bool, every: bool, newest: int, thread: str | None, since: str | None,
+def command(run: str | None, journal: bool, every: bool, newest: int | None, thread: str | None, since: str | None,
             until: str | None, by: str | None, handoffs: bool, sql: str | None, export: bool, redact: bool,
             otlp: str | None, content: bool, prune: str | None, tee: bool, form: str | None, grouped: bool,
             max_line: int, quiet: bool, **asked: Any) -> int:  # fmt: skip
@@ -76,6 +77,18 @@ def command(run: str | None, journal: bool, every: bool, newest: int, thread: st
     asks_journal = journal or kind_of(0) in ("terminal", "null")
     if asks_journal and (tee or every):
         raise Usage("--tee and --all are for a stream on stdin, and there is none")
+    filters = {"RUN": run, "--thread": thread, "--since": since, "--until": until, "-n": newest}
+    filters |= {f"--{name}": value for name, value in asked.items()}
+    given = [name for name, value in filters.items() if value is not None]
+    file = thread and os.path.isfile(thread)
+    if sql is not None or prune is not None:
+        what = "--sql" if prune is None else "--prune"
+        if given:
+            raise Usage(f"{what} is not narrowed by {', '.join(given)}" + ("; say where ... in it" if sql else ""))
+        if not asks_journal:
+            raise Usage(f"{what} asks the journal, and there is a stream on stdin; say --journal, or < /dev/null")
+    if newest is not None and (by or run or file or not asks_journal):
+        raise Usage("-n is how many runs of the journal are listed; it goes with no --by, RUN, FILE or stream")
     if prune is not None:
         from mllm_pipe.tracing.upkeep import prune as taken_out
 
@@ -87,7 +100,6 @@ def command(run: str | None, journal: bool, every: bool, newest: int, thread: st
     sends = otlp is not None or form == "otlp"
     texts, outcome = export or content or form == "html", Outcome()
     fold = Fold(digests=handoffs or sends or texts, texts=texts)
-    file = thread and os.path.isfile(thread)
     if thread:
         wanted.threads = gather.from_file(thread, fold, outcome) if file else frozenset([thread])
     if sql is not None or by and asks_journal and not file:
@@ -104,7 +116,7 @@ def command(run: str | None, journal: bool, every: bool, newest: int, thread: st
     elif file:
         runs = gather.with_journal(fold, wanted)
     else:
-        runs = gather.from_journal(fold, wanted, newest)
+        runs = gather.from_journal(fold, wanted, NEWEST if newest is None else newest)
     if otlp is not None:
         note(forms.sent(runs, fold, content, otlp))
     elif by:

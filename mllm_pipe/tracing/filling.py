@@ -142,22 +142,25 @@ class Filling:
             _NULL if not attempts or len(attempts) == 1 and attempts[0]["status"] == "ok" else dumps(attempts).decode(),
             len(get("losses", ())),
         ))  # fmt: skip
-        if span["op"] == "judge":
-            self._verdicts(span, line)
+        if span["op"] in ("judge", "route"):
+            self._findings(span, line)
         if len(self.rows) >= _ROWS:
             self._write()
 
-    def _verdicts(self, span: Record, line: bytes) -> None:
+    def _findings(self, span: Record, line: bytes) -> None:
+        run = span.get("parent_run_id", "-")
         entry = journalled.entry_of(line)
         for record in entry["records"] if entry else []:
-            if record["type"] == "verdict" and holds(record):
+            if record["type"] == "route" and record.get("by") == "none":
+                self.db.execute("insert into unrouted values (?,?,?)", (run, span["id"], span["thread"]))
+            elif record["type"] == "verdict" and holds(record):
                 author = record.get("author", {})
                 self.db.execute(
-                    "insert into verdict values (" + ",".join("?" * 13) + ")",
-                    (record["id"], span.get("parent_run_id", "-"), span["id"], span["thread"],
+                    "insert into verdict values (" + ",".join("?" * 14) + ")",
+                    (record["id"], run, span["id"], span["thread"],
                      dumps(record["about"]).decode(), record.get("rubric"), record["pass"], record.get("score"),
                      record.get("preferred"), record.get("consistent"), record.get("self_judged"),
-                     author.get("runtime"), author.get("model")),
+                     author.get("runtime"), author.get("model"), record.get("part")),
                 )  # fmt: skip
 
     def _write(self) -> None:
@@ -197,7 +200,7 @@ class Filling:
         """Take what another process has made of the lines that follow: rows of like tables are copied as they are."""
         db = self.db
         db.execute("attach ? as part", (part,))
-        for table in ("kind", "call", "verdict", "total", "pace"):
+        for table in ("kind", "call", "verdict", "unrouted", "total", "pace"):
             db.execute(f"insert into main.{table} select * from part.{table}")
         for (ident,) in db.execute("select id from part.elsewhere"):
             self.pending.pop(ident, None)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from heapq import merge
+from itertools import chain, count
 from math import ceil
 from time import monotonic, sleep
 from typing import Any
@@ -174,6 +175,8 @@ class Index:
     def by(self, key: str, wanted: Selection) -> list[dict[str, Any]]:
         """The lines of `ledger.by` over all calls that are meant."""
         sums: dict[str | None, ledger.Sum] = {}
+        unheard = [journalled.unheard(intent) for intent in self._pending()]
+        run = wanted.run and self._ident(wanted, unheard)
         clauses, values = _where(wanted)
         if wanted.status:
             clauses.append("status = ?")
@@ -181,13 +184,21 @@ class Index:
         if wanted.since is wanted.until is None and not wanted.threads and not wanted.run and key != "thread":
             self._totals(key, clauses, values, sums)
         else:
-            self._counted(key, clauses, values, sums, wanted)
-        for intent in self._pending():
-            span = journalled.unheard(intent)
-            if wanted.counts(span) and (not wanted.run or str(span.get("parent_run_id")).startswith(wanted.run)):
+            if run:
+                clauses.append("run = ?")
+                values.append(run)
+            self._counted(key, clauses, values, sums)
+        for span in unheard:
+            if wanted.counts(span) and (not run or span.get("parent_run_id", "-") == run):
                 value = span["started_at"][:10] if key == "day" else span.get(key)
                 sums.setdefault(value, ledger.Sum()).add(span)
         return ledger.rows_of(sums, key)
+
+    def _ident(self, wanted: Selection, unheard: list[Record]) -> str:
+        """The run that is meant. Missing if there is none; Usage if several begin like it."""
+        found = self.db.execute("select distinct run from call where substr(run, 1, ?) = ?",
+                                (len(str(wanted.run)), wanted.run)).fetchall()  # fmt: skip
+        return wanted.ident([*{run for (run,) in found} | {span.get("parent_run_id", "-") for span in unheard}])
 
     def _totals(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
         """By the sums that were made when the index was filled: no call is looked at."""
@@ -201,12 +212,8 @@ class Index:
         for value, first, milliseconds, calls in self.db.execute(asked, values):
             (sums[value].firsts if first else sums[value].durations)[milliseconds] += calls
 
-    def _counted(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum],
-                 wanted: Selection) -> None:  # fmt: skip
+    def _counted(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
         """By the calls themselves."""
-        if wanted.run:
-            clauses.append("substr(run, 1, ?) = ?")
-            values += [len(wanted.run), wanted.run]
         used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
         of = f"from call join kind on kind.n = call.kind{where}"
         column = _DAY if key == "day" else f'"{key}"'
@@ -242,7 +249,7 @@ class Index:
             found = self.db.execute(sql)
             if not found.description:
                 raise Usage("--sql: it asks nothing; say select ... from spans")
-            names = [column[0] for column in found.description]
+            names = _distinct([column[0] for column in found.description])
             return [dict(zip(names, map(_plain, row), strict=True)) for row in found]
         except sqlite3.OperationalError as error:
             if str(error) == "interrupted":
@@ -322,7 +329,7 @@ def _candidates(wanted: Selection) -> tuple[str, list[Any]]:
     if wanted.status in ("error", "unknown"):
         conditions.append((["status = ?"], [wanted.status]))
     elif wanted.status == "no":
-        conditions.append((["run in (select run from verdict where pass is not 1)"], []))
+        conditions.append((["run in (select run from noes)"], []))
     conditions = [one for one in conditions if one[0]]
     clauses, values = conditions[0] if conditions else ([], [])
     for more, theirs in conditions[1:]:
@@ -339,6 +346,15 @@ def _sql(clauses: list[str]) -> str:
 def _may(action: int, *_: object) -> int:
     reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
     return sqlite3.SQLITE_OK if action in reading else sqlite3.SQLITE_DENY
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of columns; of equal ones the second has :1 after it, and so on."""
+    made: list[str] = []
+    for name in names:
+        again = (f"{name}:{number}" for number in count(1))
+        made.append(next(one for one in chain([name], again) if one not in made))
+    return made
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@ the view reads it where it stands in the journal. Ids of calls are in the order 
 for a number the offset of the line where they stand, or first stood. A value of `pace` may have several lines.
 Tokens and costs are integers, and REAL where they are large: a column without a type keeps that."""
 
-VERSION = 4
+VERSION = 5
 
 TABLES = """
 create table meta (version integer, device integer, inode integer, head text, offset integer, tail text, paced integer,
@@ -15,7 +15,9 @@ create table call (offset integer primary key, length integer, id text, run text
   cache_write_tokens, output_tokens, reasoning_tokens, cost, input_id text,
   handed_id text, outputs text, attempts text, losses integer);
 create table verdict (id text, run text, run_id text, thread text, about text, rubric text, pass integer, score real,
-  preferred text, consistent integer, self_judged integer, runtime text, model text);
+  preferred text, consistent integer, self_judged integer, runtime text, model text,
+  part text);
+create table unrouted (run text, run_id text, thread text);
 create table pending (id blob, offset integer, length integer);
 create table total (kind integer, day text, calls integer, unpriced integer, cost, input_tokens,
   cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
@@ -33,10 +35,12 @@ create view spans as select call.id, run as parent_run_id, thread, op, slot, age
   status, started_at, duration_ms, first_token_ms, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens,
   reasoning_tokens, cost / 1e12 as cost_usd, cost_source, input_id, handed_id, losses
   from call join kind on kind.n = call.kind;
+create view noes as select run, run_id, thread from verdict where pass is not 1 and part is null
+  union all select run, run_id, thread from unrouted;
 create view denied as select said.run from
-  (select run, thread, max(run_id) as id from verdict where pass is not 1 group by run, thread) as said
+  (select run, thread, max(run_id) as id from noes group by run, thread) as said
   left join (select run, thread, max(call.id) as id from call join kind on kind.n = call.kind
-    where op = 'dispatch' and status = 'ok' and run in (select run from verdict where pass is not 1)
+    where op = 'dispatch' and status = 'ok' and run in (select run from noes)
     group by run, thread) as answer on answer.run = said.run and answer.thread = said.thread
   where answer.id is null or answer.id < said.id;
 create view runs as select run as id, max("group") as "group",
@@ -62,18 +66,21 @@ create view messages as select each.value as id, thread, run as parent_run_id, c
   in_journal(offset, length, each.value, 'content') as content
   from call join kind on kind.n = call.kind, json_each(outputs) as each where op in ('dispatch', 'tool');
 create view verdicts as select id, run as parent_run_id, run_id, thread, about, rubric, pass, score, preferred,
-  consistent, self_judged, runtime, model from verdict;
+  consistent, self_judged, runtime, model, part from verdict;
+create view handed as select call.*, coalesce(both.value, handed_id, input_id) as message_id from call
+  left join (select distinct run_id, each.value from verdict, json_each(about) as each
+    where json_array_length(about) > 1) as both on both.run_id = call.id
+  where input_id is not null;
 create view handoffs as select given.run as parent_run_id, given.thread, kind.agent as to_agent,
   kind.runtime as to_runtime, kind.model as to_model, given.id as to_run_id, made.agent as from_agent,
   made.runtime as from_runtime, made.model as from_model, made.run_id as from_run_id,
-  coalesce(given.handed_id, given.input_id) as message_id,
+  given.message_id,
   in_journal(made.offset, made.length, made.id, 'bytes') as bytes,
   in_journal(made.offset, made.length, made.id, 'sha256') as sha256,
   max(0.0, round((julianday(given.started_at) - julianday(made.started_at)) * 86400000 - made.duration_ms, 1))
     as wait_ms
-  from call as given join kind on kind.n = given.kind
+  from handed as given join kind on kind.n = given.kind
   left join (select each.value as id, call.id as run_id, thread, started_at, duration_ms, offset, length, agent,
     runtime, model from call join kind on kind.n = call.kind, json_each(outputs) as each) as made
-  on made.id = coalesce(given.handed_id, given.input_id) and made.thread = given.thread
-  where given.input_id is not null;
+  on made.id = given.message_id and made.thread = given.thread;
 """

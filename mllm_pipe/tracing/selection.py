@@ -76,7 +76,7 @@ def moment(text: str | None, flag: str) -> float | None:
         return None
     from datetime import datetime, timedelta
 
-    now = datetime.now().astimezone()
+    now = datetime.now()  # of no zone: each of these times has the offset of its own day
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     words = {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}
     if text in words:

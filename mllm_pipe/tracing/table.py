@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.tracing.words import columns, money, time, tokens
+from mllm_pipe.tracing.words import cell, columns, money, time, tokens
 
 Run = dict[str, Any]
 
@@ -27,7 +27,7 @@ def _list(runs: list[Run]) -> str:
 
 
 def _stages(run: Run) -> str:
-    head = f"run {run['id']}  {run['status']}  {run['started_at'] or ''}\n"
+    head = cell(f"run {run['id']}  {run['status']}  {run['started_at'] or ''}") + "\n"
     heads = ("", "stage", "runtime", "model", "status", "time", "first", "in", "cached", "out", "cost")
     rows: list[tuple[str, ...]] = [heads]
     for number, stage in enumerate(run["stages"], 1):
@@ -38,7 +38,7 @@ def _stages(run: Run) -> str:
     rows.append(("", "total", "", "", "", time(run["duration_ms"]), "", *tokens(run["usage"]),
                  money(run["cost_usd"], run["unpriced"])))  # fmt: skip
     waits = "".join(
-        f"   handoff  {edge['from']} -> {edge['to']}  {edge['message_id']}  waited {time(edge['wait_ms'])}\n"
+        cell(f"   handoff  {edge['from']} -> {edge['to']}  {edge['message_id']}  waited {time(edge['wait_ms'])}") + "\n"
         for edge in run["handoffs"]
     )
     return head + "\n".join(columns(rows, range(5, len(heads)))) + "\n" + waits
