@@ -28,6 +28,15 @@ def offered_run() -> str:
     return os.environ.get("MLLM_NEW_RUN_ID", "")[:200]
 
 
+def path_of(group: str) -> str:
+    """What the spans of a group are told of it: its name, after those of the groups that it is a stage of, as
+    outer/inner. Usage if it is one of these itself: it would fire itself without an end."""
+    outer = os.environ.get("MLLM_GROUP", "")
+    if group in outer.split("/"):
+        raise Usage(f"group {group} is one of its own stages: {outer}/{group} would never end; take it out of them")
+    return f"{outer}/{group}" if outer else group
+
+
 def in_group() -> Record:
     """The `group` and `stage` of what is done here, by $MLLM_GROUP and $MLLM_STAGE; {} where no group fired us."""
     found = {name: os.environ.get(f"MLLM_{name.upper()}", "")[:200] for name in ("group", "stage")}

@@ -21,7 +21,7 @@ REDACTED = "redacted"  # the type of the one part that stands for a content of w
 _MOST = (1 << 64) - 1
 _WORST = {"ok": 0, "no": 1, "unknown": 2, "error": 3}
 _OF_SPAN = ("op", "slot", "agent", "runtime", "model", "status", "started_at", "duration_ms", "first_token_ms",
-            "usage", "cost_usd", "saved_usd", "stage", "input_id", "output_ids")  # fmt: skip
+            "usage", "cost_usd", "saved_usd", "group", "stage", "input_id", "output_ids")  # fmt: skip
 
 
 class Fold:
@@ -108,7 +108,7 @@ class Fold:
         return {
             "type": "run",
             "id": ident,
-            "group": next((span["group"] for span in spans if "group" in span), None),
+            "group": next((outermost(span["group"]) for span in spans if "group" in span), None),
             "status": max(statuses, key=_WORST.__getitem__, default="ok"),
             "started_at": timestamp(min(starts)) if starts else None,
             "duration_ms": round((max(ends) - min(starts)) * 1000, 3) if starts else 0.0,
@@ -202,6 +202,11 @@ def usage_of(spans: list[Record]) -> dict[str, int]:
     known = [span["usage"] for span in spans if span.get("usage")]
     return {name: count_of(sum(usage.get(name, 0) for usage in known))
             for name in USAGE if any(name in usage for usage in known)}  # fmt: skip
+
+
+def outermost(group: str) -> str:
+    """Of groups in groups, as outer/inner, the one that was fired by hand: whose the run is."""
+    return group.partition("/")[0]
 
 
 def count_of(tokens: float) -> int:

@@ -117,3 +117,36 @@ def test_a_day_begins_at_its_own_midnight_when_the_clock_changes(sh, home, word,
     keep(home, b"".join(story.journal() for story in stories))
     assert sh(f"trace --since {word} | jq -r .id", TZ=zone).out == "after\n"
     assert sh(f"trace --until {word} | jq -r .id", TZ=zone).out == "before\n"
+
+
+def test_a_group_in_a_group_is_found_by_either_name_and_is_the_outer_ones_run(sh, work):
+    (work / "m.toml").write_text("[groups.alpha]\nstages = ['dispatch --to echo --as a']\n"
+                                 "[groups.zeta]\nstages = ['group -q alpha', 'dispatch --to echo --as b Again.']\n")  # fmt: skip
+    ran = sh("export MLLM_CONFIG=m.toml; group -q zeta Hi > s; for of in zeta alpha nobody; do trace --group $of | jq -r .group; "
+             "trace --all --group $of < s | jq -r .group; trace --group $of --by group | jq -c '[.key, .calls]'; done; "
+             "trace --by group | jq -c '[.key, .calls]'; trace --by group < s | jq -c '[.key, .calls]'; trace --since today --by group | jq -c '[.key, .calls]'; "
+             "trace --sql 'select \"group\" from runs'; trace --sql 'select \"group\" from spans order by id'; jq -r 'select(.type == \"span\").group' s")  # fmt: skip
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out == ('zeta\nzeta\n["zeta",2]\nzeta\nzeta\n["zeta",1]\n' + '["zeta",2]\n' * 3 + '{"group":"zeta"}\n'
+                       '{"group":"zeta/alpha"}\n{"group":"zeta"}\nzeta/alpha\nzeta\n')  # fmt: skip
+
+
+def test_a_group_that_is_one_of_its_own_stages_is_refused(sh, work):
+    (work / "m.toml").write_text("[groups.self]\nstages = ['group -q self']\n[groups.a]\nstages = ['group -q b']\n[groups.b]\nstages = ['group -q a']\n")
+    ran = sh("export MLLM_CONFIG=m.toml; group -q self Hi; echo $?; group -q a Hi; echo $?")
+    assert ran.out == "2\n2\n"
+    whys = [line for line in ran.err.splitlines() if "own stages" in line]
+    assert whys == ["group: group self is one of its own stages: self/self would never end; take it out of them",
+                    "group: group a is one of its own stages: a/b/a would never end; take it out of them"]  # fmt: skip
+
+
+def test_the_name_of_a_file_that_is_not_there_is_no_thread(sh, home):
+    story = Story("run-1", "of/a-project")
+    story.call("q", 0, 5)
+    keep(home, story.journal())
+    for name in ("./typo.jsonl", "typo.jsonl", "no/such"):
+        assert sh(f"trace --journal --thread {name}") == (
+            66, "", f"trace: --thread {name}: there is no such file, and no thread of that name has such a run\n")  # fmt: skip
+    assert sh("trace --thread nosuch") == (0, "", "")
+    assert sh("trace --thread of/a-project | jq -r .id") == (0, "run-1\n", "")
+    assert sh("trace --thread of/another --by runtime").status == 66

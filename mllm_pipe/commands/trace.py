@@ -80,7 +80,7 @@ def command(run: str | None, journal: bool, every: bool, newest: int | None, thr
     filters = {"RUN": run, "--thread": thread, "--since": since, "--until": until, "-n": newest}
     filters |= {f"--{name}": value for name, value in asked.items()}
     given = [name for name, value in filters.items() if value is not None]
-    file = thread and os.path.isfile(thread)
+    file = bool(thread and os.path.isfile(thread))
     if sql is not None or prune is not None:
         what = "--sql" if prune is None else "--prune"
         if given:
@@ -108,6 +108,8 @@ def command(run: str | None, journal: bool, every: bool, newest: int | None, thr
         gc.disable()  # rows make no cycles, and of many threads looking for some takes an eighth of the time
         with Index() as index:
             rows = index.query(sql) if sql is not None else index.by(str(by), wanted)
+        if not rows and by:
+            gather.need_id(thread, file)
         _speak(forms.of_sums(rows, by, form) if by else forms.of_rows(rows, form), tee)
         return outcome.status()
     if not asks_journal:
@@ -117,6 +119,8 @@ def command(run: str | None, journal: bool, every: bool, newest: int | None, thr
         runs = gather.with_journal(fold, wanted)
     else:
         runs = gather.from_journal(fold, wanted, NEWEST if newest is None else newest)
+    if not runs:
+        gather.need_id(thread, file)
     if otlp is not None:
         note(forms.sent(runs, fold, content, otlp))
     elif by:

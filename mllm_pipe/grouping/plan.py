@@ -1,6 +1,6 @@
 """What a group is: its stages as command lines, and for a loop who says when it is done. Read, checked, and pure.
 
-    {"name": "review", "begin": ["thread-append", "--new", "--", PROMPT] | None,
+    {"name": "review", "path": "review", "begin": ["thread-append", "--new", "--", PROMPT] | None,
      "stages": [["dispatch", "--to", "writer"], ...], "until": ["judge", ...] | None, "max_rounds": 3}
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from mllm_pipe import configuration
 from mllm_pipe.errors import Usage
+from mllm_pipe.lineage import path_of
 
 Plan = dict[str, Any]
 ROUNDS = 3  # at most, where a loop does not say
@@ -34,7 +35,7 @@ def find(name: str, prompt: str | None, starts: bool) -> Plan:
         source = configuration.source_of(known, "groups", name)
         plan = _plan(name, known["groups"][name], source, ("groups", name))
     begin = None if prompt is None else ["thread-append", "--new" if starts else "-", "--", prompt]
-    return plan | {"begin": begin}
+    return plan | {"begin": begin, "path": path_of(plan["name"])}
 
 
 def _of_file(path: str) -> Plan:
@@ -86,7 +87,7 @@ def of_round(plan: Plan, number: int) -> list[tuple[str, list[str]]]:
 
 def variables(plan: Plan, label: str) -> dict[str, str]:
     """What a stage is told of where it stands."""
-    return {"MLLM_GROUP": plan["name"], "MLLM_STAGE": label}
+    return {"MLLM_GROUP": plan["path"], "MLLM_STAGE": label}
 
 
 def as_shell(plan: Plan) -> str:

@@ -53,6 +53,12 @@ def from_file(path: str, fold: Fold, outcome: Outcome) -> frozenset[str]:
     return frozenset(threads)
 
 
+def need_id(thread: str | None, file: bool) -> None:
+    """Nothing was found of --thread: Missing if that is the name of a file, which a thread may have, but hardly has."""
+    if thread and not file and ("/" in thread or thread.endswith((".json", ".jsonl", ".ndjson"))):
+        raise Missing(f"--thread {thread}: there is no such file, and no thread of that name has such a run")
+
+
 def from_stream(fold: Fold, outcome: Outcome, every: bool, tee: bool, grouped: bool, max_line: int) -> set[str] | None:
     """Use the stream on stdin, copied on if `tee`. The runs of its handoffs; None if all of them are meant, since it
     has none, is a file, or `every` one is asked for."""

@@ -190,8 +190,7 @@ class Index:
             self._counted(key, clauses, values, sums)
         for span in unheard:
             if wanted.counts(span) and (not run or span.get("parent_run_id", "-") == run):
-                value = span["started_at"][:10] if key == "day" else span.get(key)
-                sums.setdefault(value, ledger.Sum()).add(span)
+                sums.setdefault(ledger.value_of(span, key), ledger.Sum()).add(span)
         return ledger.rows_of(sums, key)
 
     def _ident(self, wanted: Selection, unheard: list[Record]) -> str:
@@ -203,12 +202,12 @@ class Index:
     def _totals(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
         """By the sums that were made when the index was filled: no call is looked at."""
         used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
-        self._sum(f'select "{key}", sum(calls), sum(calls * (status <> \'ok\')), sum(unpriced), sum(cost), {used} '
+        self._sum(f"select {_column(key)}, sum(calls), sum(calls * (status <> 'ok')), sum(unpriced), sum(cost), {used} "
                   f"from total join kind on kind.n = total.kind{where} group by 1", values, sums)  # fmt: skip
         if key == "day":  # so many times differ in so many days that they are not kept
             self._times(_DAY, f"from call join kind on kind.n = call.kind{where}", values, sums)
             return
-        asked = f'select "{key}", first, value, calls from pace join kind on kind.n = pace.kind{where}'
+        asked = f'select {_column(key)}, first, value, calls from pace join kind on kind.n = pace.kind{where}'
         for value, first, milliseconds, calls in self.db.execute(asked, values):
             (sums[value].firsts if first else sums[value].durations)[milliseconds] += calls
 
@@ -216,7 +215,7 @@ class Index:
         """By the calls themselves."""
         used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
         of = f"from call join kind on kind.n = call.kind{where}"
-        column = _DAY if key == "day" else f'"{key}"'
+        column = _DAY if key == "day" else _column(key)
         self._sum(f"select {column}, count(*), sum(status <> 'ok'), sum(cost is null), coalesce(sum(cost), 0), {used} "
                   f"{of} group by 1", values, sums)  # fmt: skip
         self._times(column, of, values, sums)
@@ -295,13 +294,20 @@ class Index:
         return None
 
 
+def _column(key: str) -> str:
+    """What a call is counted under, as `ledger.value_of` says."""
+    return """substr("group", 1, instr("group" || '/', '/') - 1)""" if key == "group" else f'"{key}"'
+
+
 def _where(wanted: Selection) -> tuple[list[str], list[Any]]:
     """Clauses on calls, and their values."""
     clauses, values = [], list[Any]()
-    for name, value in [*wanted.asked.items(), ("group", wanted.group)]:
-        if value is not None:
-            clauses.append(f'"{name}" = ?')
-            values.append(value)
+    for name, value in wanted.asked.items():
+        clauses.append(f'"{name}" = ?')
+        values.append(value)
+    if wanted.group is not None:
+        clauses.append("""instr('/' || "group" || '/', ?)""")
+        values.append(f"/{wanted.group}/")
     for name, sign in (("since", ">="), ("until", "<")):
         seconds = getattr(wanted, name)
         if seconds is not None:

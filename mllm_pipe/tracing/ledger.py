@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any
 
 from mllm_pipe.envelope import Record
-from mllm_pipe.runs import USAGE, count_of
+from mllm_pipe.runs import USAGE, count_of, outermost
 
 KEYS = ("model", "runtime", "agent", "slot", "group", "day", "thread")
 PICODOLLARS = 10**12  # costs are summed as whole numbers of these: no price has more digits
@@ -70,9 +70,15 @@ def by(spans: list[Record], key: str) -> list[dict[str, Any]]:
     """A line for each value of the key among the spans; the dearest first, then those with the most calls."""
     sums: dict[str | None, Sum] = {}
     for span in spans:
-        value = span["started_at"][:10] if key == "day" else span.get(key)
-        sums.setdefault(value, Sum()).add(span)
+        sums.setdefault(value_of(span, key), Sum()).add(span)
     return rows_of(sums, key)
+
+
+def value_of(span: Record, key: str) -> str | None:
+    """What a call is counted under: of a group in a group, the outer one."""
+    if key == "day":
+        return str(span["started_at"])[:10]
+    return outermost(span["group"]) if key == "group" and "group" in span else span.get(key)
 
 
 def rows_of(sums: dict[str | None, Sum], key: str) -> list[dict[str, Any]]:

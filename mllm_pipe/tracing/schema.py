@@ -3,7 +3,7 @@ the view reads it where it stands in the journal. Ids of calls are in the order 
 for a number the offset of the line where they stand, or first stood. A value of `pace` may have several lines.
 Tokens and costs are integers, and REAL where they are large: a column without a type keeps that."""
 
-VERSION = 5
+VERSION = 6
 
 TABLES = """
 create table meta (version integer, device integer, inode integer, head text, offset integer, tail text, paced integer,
@@ -43,7 +43,9 @@ create view denied as select said.run from
     where op = 'dispatch' and status = 'ok' and run in (select run from noes)
     group by run, thread) as answer on answer.run = said.run and answer.thread = said.thread
   where answer.id is null or answer.id < said.id;
-create view runs as select run as id, max("group") as "group",
+create view runs as select run as id,
+  (select substr(kind."group", 1, instr(kind."group" || '/', '/') - 1) from call as one join kind on kind.n = one.kind
+    where one.run = call.run and kind."group" is not null order by one.started_at, one.offset limit 1) as "group",
   case max(case status when 'error' then 3 when 'unknown' then 2 else
     run in (select run from denied) end)
     when 3 then 'error' when 2 then 'unknown' when 1 then 'no' else 'ok' end as status,

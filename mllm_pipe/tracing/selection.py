@@ -30,7 +30,7 @@ class Selection:
         """True if a run is meant: it has all that was asked for, and a call with all that is asked of calls."""
         started = seconds_of(run["started_at"]) if run["started_at"] else None
         return (
-            (self.group is None or run["group"] == self.group)
+            (self.group is None or any(self._in_group(stage) for stage in run["stages"]))
             and (self.status is None or run["status"] == self.status)
             and (self.since is None or started is not None and started >= self.since)
             and (self.until is None or started is not None and started < self.until)
@@ -42,13 +42,17 @@ class Selection:
         """True if a call is meant, of whatever run it is: what is asked of runs is asked of the call itself."""
         started = seconds_of(span["started_at"])
         return (
-            (self.group is None or span.get("group") == self.group)
+            (self.group is None or self._in_group(span))
             and (self.status is None or span["status"] == self.status)
             and (self.since is None or started is not None and started >= self.since)
             and (self.until is None or started is not None and started < self.until)
             and (not self.threads or span["thread"] in self.threads)
             and self._has(span)
         )
+
+    def _in_group(self, span: Record) -> bool:
+        """True if a call ran in the group, or in one that is a stage of it."""
+        return f"/{self.group}/" in f"/{span.get('group', '')}/"
 
     def _has(self, span: Record) -> bool:
         return all(span.get(name) == value for name, value in self.asked.items())
