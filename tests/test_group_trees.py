@@ -28,7 +28,7 @@ run ID  ok  group g  TIME  T  7 in  7 out  $0.000000
 └─ 2: dispatch reviewer  echo:large  ok  BAR  T  $0.000000
 """
 FAILED = """\
-run ID  error  group g  TIME  T  1 in  1 out  $0.000000 + 1 unpriced
+run ID  unknown  group g  TIME  T  1 in  1 out  $0.000000 + 1 unpriced
 ├─ 1: dispatch writer  echo:small  ok  BAR  T  $0.000000
 └─ 2: dispatch reviewer  exec  unknown  BAR  T  unknown
    ├─ attempt 1  exec  unknown exit  T
