@@ -184,7 +184,7 @@ def test_a_failed_stage(sh):
              " | dispatch --to echo --as editor | trace --format tree", **WIDE)  # fmt: skip
     assert ran.status == 3
     assert told(ran.out) == """\
-run ID  error  TIME
+run ID  unknown  TIME
 │  T  1 in  1 out  $0.000000 + 1 unpriced
 ├─ dispatch writer  echo  ok  BAR  T  $0.000000
 └─ dispatch critic  exec  unknown  BAR  T  unknown
