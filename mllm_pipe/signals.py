@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -16,6 +17,7 @@ from typing import NoReturn
 from mllm_pipe.errors import Stopped
 
 PATIENCE_S = 2.0  # how we end takes less; whoever sends one more after that will not wait
+AGAIN_S = 0.01
 
 _main = threading.main_thread().ident
 _came: list[tuple[int, float]] = []  # the first signal, and when
@@ -24,6 +26,7 @@ _raised: list[int] = []
 
 def listen() -> None:
     """From now on INT, TERM and HUP end us by Stopped, but those that are ignored (as by nohup)."""
+    sys.unraisablehook = _raise_again
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _hear)
@@ -31,23 +34,27 @@ def listen() -> None:
 
 def _hear(signum: int, _: FrameType | None) -> None:
     """Ctrl-C is often sent twice, and timeout(1) sends to us and to our group: one more is let be for a while."""
+    now = time.monotonic()
     if not _came:
-        _came.append((signum, time.monotonic()))
-        if not held.depth:
-            _stop()
-    elif time.monotonic() - _came[0][1] > PATIENCE_S:
+        _came.append((signum, now))
+    elif now - _came[0][1] > PATIENCE_S:
         die_by(signum)
+    if not _raised and not held.depth:
+        _stop()
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """What is raised in a destructor, as of a generator that is not read to its end, is thrown away by Python."""
+    if isinstance(lost.exc_value, Stopped):
+        _raised.clear()
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), lost.exc_value.signum)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _stop() -> NoReturn:
     _raised.append(_came[0][0])
     raise Stopped(_came[0][0])
-
-
-def check() -> None:
-    """Stopped if a signal has come: where it was raised within a destructor, Python has thrown it away."""
-    if _came:
-        _stop()
 
 
 def ending() -> None:

@@ -116,6 +116,18 @@ def test_a_signal_writes_down_what_had_come_of_all_and_ends_them(sh, work, home,
     assert journal.count('"status":"unknown","records"') == 3 and journal.count('"content":"half"') == 3
 
 
+def test_more_are_not_asked_at_once_than_a_process_may_have_connections(sh, batch):
+    batch(120)
+    with Play(lambda number, text: (200, {}, "yes")) as server:
+        line = f"dispatch -j 100 --to openai-chat:m --base-url {server.url} < in > out"
+        ran = sh(f"ulimit -n 100; {line}")
+        assert (ran.status, ran.err) == (
+            0, "dispatch: -j 100: 36 at once, as a process may have no more than 100 files open here (ulimit -n)\n")  # fmt: skip
+        assert server.count == 120 and server.most <= 36
+        ran = sh(f"ulimit -Sn 100; {line}")
+        assert (ran.status, ran.err) == (0, ""), "a limit that may be raised is raised"
+
+
 def test_a_reader_that_leaves_ends_all_that_is_in_flight(sh, home, batch):
     batch(40)
     with serve("chat") as server:

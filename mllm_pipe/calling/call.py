@@ -17,7 +17,6 @@ from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFailed
 from mllm_pipe.runtimes import load, worded
 from mllm_pipe.runtimes._shape import heard
-from mllm_pipe.signals import check
 from mllm_pipe.terminal import note
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
@@ -200,7 +199,6 @@ def _intend(run_id: str, sent: Sent, patience: Patience, worst: Any) -> None:
     if patience.memory and patience.memory.run:
         admit = patience.memory.unclaimed(key, run_id, patience.retry_unknown, admit)
     while True:
-        check()
         with settled():
             if journal.intend(run_id, key, entry, admit):
                 live[run_id] = sent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mllm_pipe.calling.inflight import live
@@ -17,6 +18,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 AHEAD = 4  # items that are read for each worker: one slow answer holds the others back only beyond these
+FILES_EACH, FILES_BESIDE = 8, 64  # a connection is one, a program has some pipes
 SWITCH_S = 0.05
 COLLECT_AFTER = 20_000  # objects
 
@@ -42,6 +44,7 @@ def in_flight(
                 first(item)
             yield item, work(item)
         return
+    jobs = _at_most(jobs)
     from concurrent.futures import Future, ThreadPoolExecutor
     from functools import partial
     from queue import SimpleQueue
@@ -105,6 +108,24 @@ def in_flight(
         if made_room * 2 >= jobs:  # the reader wakes for several at once
             room.release(made_room)
             made_room = 0
+
+
+def _at_most(jobs: int) -> int:
+    """So many jobs as one may have files open for; the limit is raised as far as it goes. A note if it is less."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = jobs * FILES_EACH + FILES_BESIDE
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return jobs
+    may = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    with suppress(ValueError, OSError):  # macOS has a further limit, and says none
+        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+        soft = may
+    most = max(1, soft - FILES_BESIDE)
+    if most < jobs:
+        note(f"-j {jobs}: {most} at once, as a process may have no more than {soft} files open here (ulimit -n)")
+    return min(jobs, most)
 
 
 _crews: list[ThreadPoolExecutor] = []
