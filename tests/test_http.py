@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 
+import httpcore
 import orjson
 import pytest
 
@@ -447,6 +448,12 @@ def test_a_hundred_calls_at_once_have_a_client_each():
         for thread in threads:
             thread.join()
     assert results == [b"data: 1\n\n"] * 100 and time.monotonic() - started < 10
+
+
+def test_a_socket_that_cannot_be_made_is_no_connection():
+    """As where the kernel has no IPv6, or the process no descriptor left: another address may do."""
+    with pytest.raises(httpcore.ConnectError, match="Address family not supported"):
+        _wire.connected((12345, socket.SOCK_STREAM, 0, "", ("::1", 1)), 1.0)
 
 
 def test_nothing_heavy_is_imported_before_it_sends():

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import orjson
 import pytest
@@ -73,6 +74,28 @@ def test_what_waits_to_be_asked_again_and_was_not_paid_for_is_no_unknown_call(sh
         assert (entry["status"], span["status"], [attempt["code"] for attempt in span["attempts"]]) == ("error", "error", ["rate_limit"])
         assert (error["code"], error["billed"]) == ("rate_limit", "no")
         assert sh(f"{line} --max-retries 0 </dev/null", MLLM_PARENT_RUN_ID="r").status == 75 and server.count == 2
+
+
+def test_who_sends_signals_for_longer_than_it_takes_to_end_is_heard(sh, work, home):
+    """Another process keeps the journal, so that what had come cannot be written down."""
+    held = []
+
+    def play(number, text):
+        held.append(open(home / ".local/state/mllm-pipe/journal.jsonl", "ab"))  # noqa: SIM115
+        fcntl.flock(held[0], fcntl.LOCK_EX)
+        (work / "asked").touch()
+        over.wait()
+        return 200, {}, "late"
+
+    over = threading.Event()
+    with Play(play) as server:
+        started = time.monotonic()
+        ran = sh(f"dispatch --to openai-chat:m --base-url {server.url} --new q </dev/null >out & pid=$!; "
+                 "until [ -e asked ]; do :; done; while kill -TERM $pid 2>/dev/null; do sleep 0.1; done; wait $pid")
+        took = time.monotonic() - started
+        over.set()
+    held[0].close()
+    assert ran.status == 143 and 2 < took < 10, (ran, took)
 
 
 IN_A_DESTRUCTOR = """

@@ -44,12 +44,12 @@ def in_flight(
                 first(item)
             yield item, work(item)
         return
-    jobs = _at_most(jobs)
     from concurrent.futures import Future, ThreadPoolExecutor
     from functools import partial
     from queue import SimpleQueue
     from threading import BoundedSemaphore
 
+    jobs = _at_most(jobs)
     # Workers wait for the network most of the time, and give way each time they do: to take turns by force, as Python
     # does every 5 ms, costs a fifth of the processor where there are hundreds.
     sys.setswitchinterval(SWITCH_S)

@@ -76,7 +76,7 @@ def fold_entries(fold: Fold, entries: Iterator[Record]) -> None:
         intents.pop(entry["id"], None)
         made = [record for record in entry["records"] if record["type"] in KINDS]
         if not all(map(holds, made[:1])):
-            made = made[:0]
+            made = []
             unsound += 1
         for record in made:
             joined = _joined(record, made[0])
