@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 Check = Callable[[Any], bool]
+Schema = dict[str, Any]
 
 
-def check_of(schema: dict[str, Any]) -> Check:
+def check_of(schema: Schema) -> Check:
     """A function that is true exactly of the values that jsonschema accepts by this schema. KeyError: see above."""
     return _Door(schema).check
 
@@ -41,9 +42,12 @@ def _same(value: Any, other: Any) -> bool:
 
 
 _OF_TEXT = frozenset(["type", "minLength", "maxLength", "pattern", "description"])
+_OF_OBJECT = frozenset(["required", "properties"])
+_IN_PLACE = frozenset(["$ref", "allOf", "if", "then", "else"])
+_ASK_NOTHING = frozenset(["then", "else", "$schema", "$id", "$defs", "title", "description"])
 
 
-def _text(schema: dict[str, Any]) -> Check:
+def _text(schema: Schema) -> Check:
     """The keywords of a text in one check, for most fields are one."""
     least, most = schema.get("minLength", 0), schema.get("maxLength", sys.maxsize)
     if "pattern" in schema:
@@ -67,7 +71,19 @@ def _all_of(checks: list[Check]) -> Check:
     return check
 
 
-def _asks(test: dict[str, Any]) -> tuple[str, frozenset[str]]:
+def _later(make: Callable[[], Check]) -> Check:
+    """A check that is made when the first value comes: a command meets few kinds of records."""
+    made: list[Check] = []
+
+    def check(v: Any) -> bool:
+        if not made:
+            made.append(make())
+        return made[0](v)
+
+    return check
+
+
+def _asks(test: Schema) -> tuple[str, frozenset[str]]:
     """(field, words) of an `if` that asks for nothing but that the field is one of the words; else ("", none)."""
     if test.keys() == {"properties"} and len(test["properties"]) == 1:
         ((field, asked),) = test["properties"].items()
@@ -81,21 +97,92 @@ def _asks(test: dict[str, Any]) -> tuple[str, frozenset[str]]:
 class _Door:
     """Closures for the schema's keywords. `check` is the whole; references are looked up once, and may be circular."""
 
-    def __init__(self, schema: dict[str, Any]) -> None:
+    def __init__(self, schema: Schema) -> None:
         self.definitions = schema.get("$defs", {})
         self.references: dict[str, Check] = {}
         self.check = self.build(schema)
 
-    def build(self, schema: dict[str, Any]) -> Check:
+    def build(self, schema: Schema) -> Check:
         if schema.keys() <= _OF_TEXT and schema.get("type") == "string":
             return _text(schema)
-        checks = []
-        for keyword, value in schema.items():
-            if keyword in ("then", "else", "$schema", "$id", "$defs", "title", "description"):
-                continue
-            check = getattr(self, _KEYWORDS[keyword])(value, schema)
-            checks.append(check)
-        return checks[0] if len(checks) == 1 else _all_of(checks)
+        if schema.keys() == {"$ref"}:
+            return self.reference(schema["$ref"], schema)
+        if conditions := self.conditions(schema):
+            return self.by_word(schema, conditions)
+        return self.of_object([schema]) if schema.keys() & _OF_OBJECT else self.in_turn(schema)
+
+    def in_turn(self, schema: Schema) -> Check:
+        """Keyword by keyword, but for those that speak of the fields of an object."""
+        return _all_of([getattr(self, _KEYWORDS[keyword])(value, schema) for keyword, value in schema.items()
+                        if keyword not in _ASK_NOTHING | _OF_OBJECT])  # fmt: skip
+
+    def of_object(self, schemas: list[Schema]) -> Check:
+        """All of the schemas: the fields of an object are gone through once for all of them."""
+        wanted = frozenset([name for schema in schemas for name in schema.get("required", ())])
+        named: dict[str, list[Check]] = {}
+        for schema in schemas:
+            for name, member in schema.get("properties", {}).items():
+                named.setdefault(name, []).append(self.build(member))
+        fields = {name: _all_of(each) for name, each in named.items()}
+        others = [self.in_turn(schema) for schema in schemas if schema.keys() - _OF_OBJECT - _ASK_NOTHING]
+        beside = [holds for holds in others if holds is not _TYPES["object"]]
+        in_turn, rest = _all_of(others), _all_of(beside) if beside else None
+
+        def check(v: Any) -> bool:
+            if type(v) is not dict:
+                return in_turn(v)
+            if not v.keys() >= wanted:
+                return False
+            for name, value in v.items():
+                if name in fields and not fields[name](value):
+                    return False
+            return rest is None or rest(v)
+
+        return check
+
+    def by_word(self, schema: Schema, conditions: list[tuple[str, frozenset[str]]]) -> Check:
+        """What the word in a field asks of an object is put together when the first such object comes."""
+        field = conditions[0][0]
+        words = frozenset[str]().union(*(words for asked, words in conditions if asked == field))
+        of_word: dict[str | None, Check] = {}
+
+        def make(word: str | None) -> Check:
+            if word not in of_word:
+                of_word[word] = self.of_object(self.given(schema, field, word))
+            return of_word[word]
+
+        def check(v: Any) -> bool:
+            word = v.get(field) if type(v) is dict else None
+            if type(word) is not str:
+                return in_turn(v)
+            found = of_word.get(word)
+            return found(v) if found else make(word if word in words else None)(v)
+
+        in_turn = _later(lambda: self.of_object([schema]))
+        return check
+
+    def conditions(self, schema: Schema) -> list[tuple[str, frozenset[str]]]:
+        """(field, words) of each condition of the schema that asks for the words of a field of the value itself."""
+        asked = [_asks(schema["if"])] if "if" in schema else []
+        within = [*schema.get("allOf", ()), *(schema[key] for key in ("then", "else") if key in schema)]
+        if "$ref" in schema:
+            within.append(self.definition(schema["$ref"]))
+        return [one for one in asked if one[0]] + [one for inner in within for one in self.conditions(inner)]
+
+    def given(self, schema: Schema, field: str, word: str | None) -> list[Schema]:
+        """What is asked of an object whose field has this word, or one that nothing asks for (None): schemas without
+        those conditions."""
+        found = [{key: value for key, value in schema.items() if key not in _IN_PLACE}]
+        inner = list(schema.get("allOf", ()))
+        if "$ref" in schema:
+            inner.append(self.definition(schema["$ref"]))
+        if "if" in schema:
+            asked, words = _asks(schema["if"])
+            if asked == field:
+                inner.append(schema.get("then" if word in words else "else", {}))
+            else:
+                found.append({key: schema[key] for key in ("if", "then", "else") if key in schema})
+        return found + [each for one in inner for each in self.given(one, field, word)]
 
     def any_type(self, names: str | list[str], _: Any) -> Check:
         if isinstance(names, str):
@@ -117,23 +204,7 @@ class _Door:
             return lambda v: type(v) is str and v in words
         return lambda v: any([_same(v, option) for option in options])
 
-    def required(self, names: list[str], _: Any) -> Check:
-        wanted = frozenset(names)
-        return lambda v: type(v) is not dict or v.keys() >= wanted
-
-    def properties(self, members: dict[str, Any], _: Any) -> Check:
-        checks = {name: self.build(member) for name, member in members.items()}
-
-        def check(v: Any) -> bool:
-            if type(v) is dict:
-                for name, value in v.items():
-                    if name in checks and not checks[name](value):
-                        return False
-            return True
-
-        return check
-
-    def items(self, member: dict[str, Any], _: Any) -> Check:
+    def items(self, member: Schema, _: Any) -> Check:
         check = self.build(member)
         return lambda v: type(v) is not list or all([check(item) for item in v])
 
@@ -156,55 +227,28 @@ class _Door:
         search = re.compile(expression).search
         return lambda v: type(v) is not str or search(v) is not None
 
-    def every(self, members: list[dict[str, Any]], _: Any) -> Check:
-        """All of them; where each is for certain words in one field, only those of the word that is there."""
-        in_turn = _all_of([self.build(member) for member in members])
-        asked = [_asks(member.get("if", {})) if "else" not in member else ("", frozenset()) for member in members]
-        field = asked[0][0]
-        if not field or any([other != field for other, _ in asked]):
-            return in_turn
-        of_word: dict[str, list[Check]] = {}
-        for member, (_, words) in zip(members, asked, strict=True):
-            then = self.build(member.get("then", {}))
-            for word in words:
-                of_word.setdefault(word, []).append(then)
-        table = {word: _all_of(thens) for word, thens in of_word.items()}
+    def every(self, members: list[Schema], _: Any) -> Check:
+        return _all_of([self.build(member) for member in members])
 
-        def check(v: Any) -> bool:
-            word = v.get(field) if type(v) is dict else None
-            if type(word) is not str:
-                return in_turn(v)
-            then = table.get(word)
-            return then is None or then(v)
-
-        return check
-
-    def condition(self, test: dict[str, Any], schema: dict[str, Any]) -> Check:
-        when = self.build(test)
-        then, otherwise = self.build(schema.get("then", {})), self.build(schema.get("else", {}))
-        field, words = _asks(test)
-
-        def check(v: Any) -> bool:
-            word = v.get(field) if type(v) is dict else None
-            asked = word in words if type(word) is str else when(v)
-            return then(v) if asked else otherwise(v)
-
-        return check if field else lambda v: then(v) if when(v) else otherwise(v)
+    def condition(self, test: Schema, schema: Schema) -> Check:
+        when, then, otherwise = self.build(test), self.build(schema.get("then", {})), self.build(schema.get("else", {}))
+        return lambda v: then(v) if when(v) else otherwise(v)
 
     def reference(self, pointer: str, _: Any) -> Check:
-        name = pointer.removeprefix("#/$defs/")
-        if name not in self.references:
-            self.references[name] = lambda v: self.references[name](v)  # for the circle: it is built by then
-            self.references[name] = self.build(self.definitions[name])
-        return self.references[name]
+        if pointer not in self.references:
+            self.references[pointer] = lambda v: self.references[pointer](v)  # for the circle: it is built by then
+            self.references[pointer] = self.build(self.definition(pointer))
+        return self.references[pointer]
+
+    def definition(self, pointer: str) -> Schema:
+        found: Schema = self.definitions[pointer.removeprefix("#/$defs/")]
+        return found
 
 
 _KEYWORDS = {
     "type": "any_type",
     "const": "constant",
     "enum": "choice",
-    "required": "required",
-    "properties": "properties",
     "items": "items",
     "minLength": "shortest",
     "maxLength": "longest",
