@@ -8,24 +8,57 @@ busy machine makes no search late.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+
+PARTS = 10  # of a limit, after each of which we look; a timer set and unset for each search would cost more than it
+
+_main = threading.main_thread().ident
+_every = 0.0  # seconds of the timer that runs, 0 if none does
+_ticks = 0  # of it
+_last = 0  # tick that is the last one of the block that was opened last
+_open = False
 
 
 class Late(Exception):
     """The time is over."""
 
 
-def _late(*_: object) -> None:
-    raise Late
+def possible() -> bool:
+    """True in the main thread: there alone a time can be kept."""
+    return threading.get_ident() == _main
 
 
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """What is done in the block may take so many seconds of the processor, else it ends with Late. Main thread only."""
-    signal.signal(signal.SIGVTALRM, _late)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+def _tick(*_: object) -> None:
+    global _ticks
+    _ticks += 1
+    if _open and _ticks > _last:
+        raise Late
+    if _ticks > _last:
+        _run(0.0)  # nobody has come for long
+
+
+def _run(every: float) -> None:
+    global _every
+    _every = every
+    signal.signal(signal.SIGVTALRM, _tick)
+    signal.setitimer(signal.ITIMER_VIRTUAL, every, every)
+
+
+class within:  # noqa: N801, it is used as a block
+    """What is done in the block may take so many seconds of the processor, and a part more, else it ends with Late.
+
+    Main thread only, and not one in another.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.every = seconds / PARTS
+
+    def __enter__(self) -> None:
+        global _last, _open
+        if _every != self.every:
+            _run(self.every)
+        _last, _open = _ticks + PARTS, True
+
+    def __exit__(self, *_: object) -> None:
+        global _open
+        _open = False

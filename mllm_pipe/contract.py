@@ -7,12 +7,11 @@ neither may end the command, nor keep it for longer than it is given.
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 import orjson
 
-from mllm_pipe.bounded import Late, within
+from mllm_pipe.bounded import Late, possible, within
 from mllm_pipe.envelope import MAX_DEPTH, depth
 from mllm_pipe.errors import CallFailed, Usage
 
@@ -63,7 +62,7 @@ def fault(value: Any, schema: Schema, seconds: float) -> str:
     if depth(value) > DEEPEST:
         raise TooDeep(f"it is nested deeper than {DEEPEST} levels")
     try:
-        if threading.current_thread() is threading.main_thread():
+        if possible():
             with within(seconds):
                 return _fault(value, schema)
         return _apart(value, schema, seconds) if _may_take_long(schema) else _fault(value, schema)

@@ -23,6 +23,7 @@ from mllm_pipe.terminal import kind_of, note, program, safe, say
 STARTED = time.time()
 PassOn = Callable[[Record], None]
 AT_ONCE = 4096  # lines
+GATHERED, GATHER_S = 1 << 16, 0.1  # bytes, and how long they may wait for more
 FRESH_S = 60.0  # a handoff made longer ago than this before our start belongs to an earlier run
 
 
@@ -118,6 +119,22 @@ class Source:
 
     def threads(self) -> Iterator[Thread]:
         """Each thread, when it is complete: at its handoff, at the end, or (grouped) when the next one begins."""
+        return (thread for thread in self._threads() if thread)
+
+    def blocks(self, most: int) -> Iterator[list[Thread]]:
+        """The threads, in lists of at most so many: none of them has to wait for a further read."""
+        block: list[Thread] = []
+        for thread in self._threads():
+            if thread:
+                block.append(thread)
+            if block and (thread is None or len(block) == most):
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def _threads(self) -> Iterator[Thread | None]:
+        """Each thread, and None where a read follows, which may have to wait."""
         number, current, open_stream, any_line = 0, "-", False, False
         held: tuple[bytes | Long, int, str, str] | None = None  # a bad line, until we know whether it is known damage
         for batch in self.lines.batches():
@@ -156,6 +173,7 @@ class Source:
                         yield self._complete(self.pending.pop(current))
                     current = record["thread"]
                     self._thread(current).add(record, line)
+            yield None
         if not any_line and not self.may_be_empty:
             raise Usage(f"{self.name} is empty: did the command before fail?")
         tail: bytes | Long | None = None
@@ -250,10 +268,13 @@ class Sink:
         self.begun = False
         self.handed = 0
         self.one = threading.RLock()  # bad lines are passed on while threads go out
+        self.gathers = False  # where no thread takes long: several leave in one write, before what may have to wait
+        self.gathered: list[bytes] = []
+        self.size, self.late = 0, 0.0  # of these, and when they have waited long enough
 
     def thread(self, thread: Thread, made: list[Record], status: str) -> None:
         """Write a thread and what was made, and hand it over with this status."""
-        lines = [*thread.lines, *(line_of(record)[:-1] for record in made)]
+        lines = [*thread.lines, *[line_of(record)[:-1] for record in made]]
         if self.baton:
             self.handed += 1
             handoff: Record = {"v": 1, "type": "handoff", "thread": thread.id, "status": status}
@@ -276,8 +297,18 @@ class Sink:
                 lines = [line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1], *lines]
             self.begun = True
             for at in range(0, len(lines), AT_ONCE):  # a long thread is not kept a second time
-                data = b"\n".join(lines[at : at + AT_ONCE]) + b"\n"
-                write(safe(data.decode("utf-8", "replace")).encode() if self.terminal else data)
+                self.gathered.append(b"\n".join([*lines[at : at + AT_ONCE], b""]))
+                self.size += len(self.gathered[-1])
+                if not self.gathers or self.size > GATHERED or time.monotonic() > self.late:
+                    self.flush()
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        with self.one:
+            data, self.size = b"".join(self.gathered), 0  # of one piece it is the piece itself
+            self.gathered.clear()
+            self.late = time.monotonic() + GATHER_S
+            write(safe(data.decode("utf-8", "replace")).encode() if self.terminal else data)
 
     def end(self, source: Source | None, outcome: Outcome) -> None:
         """Write the end record, unless the input itself was cut: then the next command shall see it too."""
@@ -288,6 +319,7 @@ class Sink:
             if outcome.all_no:
                 end["status"] = "no"
             self.lines([line_of(end)[:-1]])
+        self.flush()
 
 
 def write(data: bytes, descriptor: int = 1) -> None:

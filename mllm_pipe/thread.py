@@ -72,14 +72,15 @@ def branch(records: list[Record], tip: str | None = None) -> list[Record]:
 
 def rivals(records: list[Record], tip: Record) -> list[Record]:
     """The answers of one fan-out, none of them preferred: `tip` and its siblings of the same run; [] if it has none."""
-    if any(record.get("preferred") == tip["id"] for record in records) or tip["role"] != "assistant":
+    run = tip.get("parent_run_id")
+    if run is None or tip["role"] != "assistant" or any(record.get("preferred") == tip["id"] for record in records):
         return []
     of_run = [
         record
         for record in records
         if record["type"] == "message"
         and record["role"] == "assistant"
-        and record.get("parent_run_id") == tip.get("parent_run_id") is not None
+        and record.get("parent_run_id") == run
     ]
     if len(of_run) < 2:
         return []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import orjson
 import pytest
 from test_dispatch import calls, thread
@@ -208,6 +211,15 @@ def test_a_text_that_keeps_a_check_busy_is_cut_off(sh, work):
     (work / "long").write_text("ba" * 400_000)
     ran = sh("judge --timeout 0.3 --check similar:0.5 --reference long < t > out")
     assert (ran.status, ran.err) == (124, "judge: thread t: a --check took longer than 0.3 s; --timeout sets the limit\n")
+
+
+def test_the_limit_is_of_one_search_and_not_of_all(sh, work):
+    thread(work, ("user", "q"), ("assistant", "a" * 17 + "!"))
+    searches = "--check 'regex:(a+)+$' " * 60
+    began = time.process_time()
+    assert re.search("(a+)+$", "a" * 17 + "!") is None
+    took = time.process_time() - began
+    assert sh(f"judge --timeout {20 * took} {searches} < t > out") == (1, "", "")
 
 
 LATE = "to hold the answer to its schema took longer than 0.3 s; --timeout sets the limit\n"

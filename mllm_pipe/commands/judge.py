@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -18,6 +19,8 @@ from mllm_pipe.judging.terms import Terms, terms_of
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.turn import next_step
+
+BLOCK = 4096  # threads that are judged in one go
 
 
 def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -86,7 +89,16 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
     def work(thread: Thread) -> Judged | None:
         return None if thread.status == "failed" else work_of(thread, terms, outcome)
 
-    for thread, done in in_flight(source.threads(), work, jobs):
+    def judged() -> Iterator[tuple[Thread, Judged | None]]:
+        if jobs > 1 or not terms.asks_nobody():
+            yield from in_flight(source.threads(), work, jobs)
+            return
+        sink.gathers = True
+        for block in source.blocks(BLOCK):
+            yield from ((thread, work(thread)) for thread in block)
+            sink.flush()
+
+    for thread, done in judged():
         if done is None:
             outcome.fail(FAILED)
             gate.take(thread, Judged([], Failure("it had failed before it was to be judged")))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from mllm_pipe import structured
+from mllm_pipe.bounded import Late, possible, within
 from mllm_pipe.envelope import Record, admit
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.stream import Thread
@@ -57,10 +56,10 @@ Holds = Callable[[Subject], Said]
 class Check:
     """A rule as it was given, how much it counts, and what it asks."""
 
-    __slots__ = ("rule", "weight", "holds")
+    __slots__ = ("rule", "weight", "shown", "holds")
 
     def __init__(self, rule: str, weight: Exact, holds: Holds) -> None:
-        self.rule, self.weight, self.holds = rule, weight, holds
+        self.rule, self.weight, self.shown, self.holds = rule, weight, float(weight), holds
 
 
 def check(given: str, run: RunProgram, timeout_s: float) -> Check:
@@ -115,7 +114,7 @@ def findings(checks: list[Check], need: Exact | None, subject: Subject) -> dict[
     for one in checks:
         holds, why = one.holds(subject)
         score = None if holds is None else 1.0 if holds else 0.0
-        criteria.append({"name": one.rule, "score": score, "weight": float(one.weight), "pass": holds, "reason": why})
+        criteria.append({"name": one.rule, "score": score, "weight": one.shown, "pass": holds, "reason": why})
         total += one.weight
         if holds is None:
             unknown += one.weight
@@ -159,34 +158,34 @@ def _max_chars(most: str, *_: Any) -> Holds:
 
 
 def _regex(pattern: str, run: RunProgram, timeout_s: float) -> Holds:
-    """A hostile text may keep a search busy for ever. CallFailed("timeout") when its time is over.
-
-    The regular expressions of Python look for signals while they search; signals come to the main thread alone, so in
-    any other one the search is made by a program of its own.
+    """A hostile text may keep a search busy for ever. CallFailed("timeout") when its time is over: in the main thread
+    that is kept by `within`; in any other one the search is made by a program of its own.
     """
     try:
         search = re.compile(pattern).search
     except re.error as error:
         raise Usage(str(error)) from None
-
-    def late(*_: object) -> None:
-        why = f"a --check took longer than {timeout_s:g} s; --timeout sets the limit"
-        raise CallFailed("timeout", why, billed="no")
+    limit = within(timeout_s)
 
     def holds(subject: Subject) -> Said:
-        if threading.current_thread() is not threading.main_thread():
+        if not possible():
             import sys
 
             matches, _ = run([sys.executable, "-I", "-c", _SEARCH, pattern], subject.text.encode())
             return _worded(matches, "it matches", "nothing matches")
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
         try:
-            return _worded(search(subject.text) is not None, "it matches", "nothing matches")
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            with limit:
+                found = search(subject.text) is not None
+        except Late:
+            raise _late(timeout_s) from None
+        return _worded(found, "it matches", "nothing matches")
 
-    signal.signal(signal.SIGALRM, late)
     return holds
+
+
+def _late(timeout_s: float) -> CallFailed:
+    why = f"a --check took longer than {timeout_s:g} s; --timeout sets the limit"
+    return CallFailed("timeout", why, billed="no")
 
 
 _SEARCH = "import re, sys; sys.exit(not re.search(sys.argv[1], sys.stdin.buffer.read().decode()))"
@@ -271,8 +270,7 @@ def _deadline(timeout_s: float) -> Callable[[], None]:
 
     def tick() -> None:
         if time.monotonic() > until:
-            why = f"a --check took longer than {timeout_s:g} s; --timeout sets the limit"
-            raise CallFailed("timeout", why, billed="no")
+            raise _late(timeout_s)
 
     return tick
 

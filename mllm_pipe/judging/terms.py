@@ -42,6 +42,10 @@ class Terms:
         self.votes: list[list[float] | None] = []  # of a panel: each judge's vote as a number, by thread
         self.told: set[Any] = set()  # what was said once and is not said again
 
+    def asks_nobody(self) -> bool:
+        """True if neither a model nor a program is asked: no thread takes long."""
+        return not self.rubric and not any(check.rule.startswith("exec:") for check in self.checks)
+
     def judges_of(self, answer: Record) -> list[dict[str, Any]]:
         """Who judges an answer: --by, else the evaluator slot of the agent that wrote it. Usage if there is neither."""
         targets = self.judges or list(filter(None, [evaluator_of(answer)]))
