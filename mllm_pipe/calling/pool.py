@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from mllm_pipe.calling.inflight import live
 from mllm_pipe.terminal import note
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -21,6 +20,7 @@ AHEAD = 4  # items that are read for each worker: one slow answer holds the othe
 FILES_EACH, FILES_BESIDE = 8, 64  # a connection is one, a program has some pipes
 SWITCH_S = 0.05
 COLLECT_AFTER = 20_000  # objects
+CAME, READ, DONE, FAILED = "came", "read", "done", "failed"  # an item, all of them, the work on one, anything
 
 
 def in_flight(
@@ -44,11 +44,6 @@ def in_flight(
                 first(item)
             yield item, work(item)
         return
-    from concurrent.futures import Future, ThreadPoolExecutor
-    from functools import partial
-    from queue import SimpleQueue
-    from threading import BoundedSemaphore
-
     jobs = _at_most(jobs)
     # Workers wait for the network most of the time, and give way each time they do: to take turns by force, as Python
     # does every 5 ms, costs a fifth of the processor where there are hundreds.
@@ -56,58 +51,95 @@ def in_flight(
     # A call leaves a thousand small objects and no cycle: to look for some after every 700 takes a fifteenth of it.
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
-    workers, reader = ThreadPoolExecutor(jobs, "worker"), ThreadPoolExecutor(1, "reader")
-    _crews.append(workers)
-    room = BoundedSemaphore(jobs * AHEAD)
-    # What has ended: a number, an item and its work; -1: the reader, with the number of items. None: a new item.
-    ended: SimpleQueue[tuple[int, Any, Future[Any] | None]] = SimpleQueue()
-
-    def tell(place: int, item: Any, done: Future[Any]) -> None:
-        ended.put((place, item, done))
-
-    def begin(number: int, item: Any) -> None:
-        workers.submit(work, item).add_done_callback(partial(tell, number, item))
-
-    def read() -> int:
-        number = -1
-        for number, item in enumerate(items):
-            room.acquire()
-            if first:
-                ended.put((number, item, None))
-            else:
-                begin(number, item)
-        return number + 1
-
-    reader.submit(read).add_done_callback(partial(tell, -1, None))
+    crew: _Crew[Item, Made] = _Crew(items, work, jobs, tell=first is not None)
     waiting: dict[int, tuple[Item, Made]] = {}
     given, expected, made_room = 0, None, 0
     while given != expected:
-        number, item, future = ended.get()
-        if future is None:
+        what, number, item, made = crew.happened.get()
+        if what == CAME:
             assert first
             first(item)
-            begin(number, item)
+            crew.begin(number, item)
             continue
-        if number < 0:
-            expected = future.result()
+        if what == READ:
+            expected = number
             continue
-        if failure := future.exception():
+        if what == FAILED:
             hear_out()
-            while not ended.empty():
-                number, item, future = ended.get()
-                if number >= 0 and future and not future.cancelled() and not future.exception():
-                    waiting[number] = item, future.result()
+            while not crew.happened.empty():
+                what, number, item, also_made = crew.happened.get()
+                if what == DONE:
+                    waiting[number] = item, also_made
             for done in sorted(waiting):  # what is finished was paid for, and may be nowhere else
                 yield waiting[done]
-            raise failure
-        waiting[number] = item, future.result()
+            raise made
+        waiting[number] = item, made
         while (number := given if ordered else number) in waiting:
             yield waiting.pop(number)
             given += 1
             made_room += 1
         if made_room * 2 >= jobs:  # the reader wakes for several at once
-            room.release(made_room)
+            crew.room.release(made_room)
             made_room = 0
+
+
+class _Crew(Generic[Item, Made]):
+    """A reader of items, and threads that work them off. Python's executors and futures do the same, and take a fifth
+    of all that a call takes."""
+
+    def __init__(self, items: Iterable[Item], work: Callable[[Item], Made], size: int, *, tell: bool) -> None:
+        """tell: items that come are told of, and wait for `begin`."""
+        self.items, self.work, self.size, self.tell = items, work, size, tell
+        self.room = threading.BoundedSemaphore(size * AHEAD)
+        self.todo: SimpleQueue[tuple[int, Item] | None] = SimpleQueue()
+        self.happened: SimpleQueue[tuple[str, int, Any, Any]] = SimpleQueue()  # what, of which number, item, what came
+        self.lock, self.over = threading.Lock(), False
+        self.workers: list[threading.Thread] = []
+        _crews.append(self)
+        threading.excepthook = self._failed  # of what ends one of them
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+
+    def begin(self, number: int, item: Item) -> None:
+        """Have an item worked off, unless it is over."""
+        with self.lock:
+            if self.over:
+                return
+            self.todo.put((number, item))
+            if len(self.workers) < self.size:
+                worker = threading.Thread(target=self._work, name="worker", daemon=True)
+                worker.start()
+                self.workers.append(worker)
+
+    def end(self) -> None:
+        """Nothing is begun any more; return when what was begun has ended."""
+        with self.lock:
+            self.over = True
+            with suppress(Empty):
+                while True:
+                    self.todo.get_nowait()
+            for _ in self.workers:
+                self.todo.put(None)
+        for worker in self.workers:
+            worker.join()
+
+    def _read(self) -> None:
+        number = 0
+        for item in self.items:
+            self.room.acquire()
+            if self.tell:
+                self.happened.put((CAME, number, item, None))
+            else:
+                self.begin(number, item)
+            number += 1
+        self.happened.put((READ, number, None, None))
+
+    def _work(self) -> None:
+        while one := self.todo.get():
+            number, item = one
+            self.happened.put((DONE, number, item, self.work(item)))
+
+    def _failed(self, thread: threading.ExceptHookArgs) -> None:
+        self.happened.put((FAILED, 0, None, thread.exc_value))
 
 
 def _at_most(jobs: int) -> int:
@@ -128,7 +160,7 @@ def _at_most(jobs: int) -> int:
     return min(jobs, most)
 
 
-_crews: list[ThreadPoolExecutor] = []
+_crews: list[_Crew[Any, Any]] = []
 
 
 def hear_out() -> None:
@@ -136,7 +168,7 @@ def hear_out() -> None:
     if live:
         note(f"{len(live)} calls are in flight, and heard out; Ctrl-C ends them")
     for crew in _crews:
-        crew.shutdown(cancel_futures=True)
+        crew.end()
 
 
 def several(workers: int) -> Callable[[Callable[[Item], Made], list[Item]], list[Made]]:
