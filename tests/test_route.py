@@ -50,9 +50,10 @@ def sh(sh, work: Path):
     return lambda line, **more: sh(line, **{"MLLM_CONFIG": "mllm.toml"} | more)
 
 
-def tape(work: Path, *answers: str) -> None:
+def tape(work: Path, *answers: str, finish: str = "stop") -> None:
     """Answers for replay:tape."""
-    (work / "tape").write_bytes(b"".join(orjson.dumps({"role": "assistant", "content": one}) + b"\n" for one in answers))
+    said = [{"role": "assistant", "content": one, "finish": finish} for one in answers]
+    (work / "tape").write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in said))
 
 
 def routes(ran) -> list[tuple]:
@@ -127,6 +128,21 @@ def test_below_the_bar_or_against_the_form_it_is_the_default_and_without_one_sta
     ran = sh("route < t | cat; exit ${PIPESTATUS[0]}")
     assert (ran.status, ran.kinds().split()[-3:]) == (1, ["route", "no", "end"])
     assert routes(ran)[0][:2] == (None, "none")
+
+
+@pytest.mark.parametrize("finish", ["length", "filter", "refusal", "tool", "pause"])
+def test_what_a_router_did_not_say_to_the_end_is_no_route(sh, support, work, finish):
+    support('models = { router = "replay:tape" }')
+    thread(work, ("user", "It crashes."))
+    tape(work, '{"target":"technical","confidence":1,"reason":"x"}', finish=finish)
+    assert sh("route --format text < t") == (1, f"none  none  thread t  the router's answer is no route: it does not come to its end ({finish})\n", "")
+
+
+def test_what_says_two_things_by_one_name_is_no_route(sh, support, work):
+    support('models = { router = "replay:tape" }')
+    thread(work, ("user", "It crashes."))
+    tape(work, '{"target":"billing","target":"technical","confidence":1,"reason":"x"}')
+    assert sh("route --format text < t") == (1, "none  none  thread t  the router's answer is no route: 'target' comes twice in one object\n", "")
 
 
 def test_the_bar_is_the_routers_or_the_flags(sh, support, work):

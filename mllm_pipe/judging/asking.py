@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.calling.call import ask
+from mllm_pipe.closed_form import Invalid, whole
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import NO_VERDICT, WRITE_FAILED, CallFailed, Failure, Outcome, Usage
 from mllm_pipe.judging import verdict
@@ -75,8 +76,8 @@ def vote(case: Case, target: dict[str, Any], request: dict[str, Any], read: Read
     def make(result: dict[str, Any], span: Record) -> list[Record]:
         nonlocal why
         try:
-            found = read(verdict.whole(result))
-        except verdict.Invalid as invalid:
+            found = read(whole(result))
+        except Invalid as invalid:
             why = str(invalid)
             return []
         author = {"agent": "judge", "runtime": span["runtime"], "model": span["model"],

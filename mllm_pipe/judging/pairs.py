@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.closed_form import Invalid, json_of
 from mllm_pipe.envelope import Record
 from mllm_pipe.judging import statistics
 from mllm_pipe.judging.rubrics import Rubric
-from mllm_pipe.judging.verdict import SYSTEM, Invalid, asked, json_of, material
+from mllm_pipe.judging.verdict import SYSTEM, asked, material
 from mllm_pipe.lines import digest
 from mllm_pipe.thread import fenced, parts_of, transcript_text
 

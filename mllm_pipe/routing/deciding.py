@@ -7,9 +7,10 @@ from typing import Any
 from mllm_pipe import configuration
 from mllm_pipe.calling.call import ask
 from mllm_pipe.calling.patience import Patience
+from mllm_pipe.closed_form import Invalid
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import WRITE_FAILED, CallFailed, Failure, Outcome, Usage
-from mllm_pipe.routing.question import Invalid, question, read
+from mllm_pipe.routing.question import question, read
 from mllm_pipe.routing.router import Router
 from mllm_pipe.routing.standing import NoRoute, standing
 from mllm_pipe.routing.subject import Subject
@@ -70,7 +71,7 @@ class Decision:
 
         def make(result: dict[str, Any], span: Record) -> list[Record]:
             try:
-                target, confidence, reason = read(result["parts"], list(children))
+                target, confidence, reason = read(result, list(children))
             except Invalid as invalid:
                 body = _default(router, f"the router's answer is no route: {invalid}")
             else:

@@ -10,9 +10,8 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.closed_form import Invalid, json_of, whole
 from mllm_pipe.envelope import Record
-from mllm_pipe.errors import Failure
-from mllm_pipe.structured import json_of
 from mllm_pipe.thread import fenced, parts_of, speaker, transcript_text
 
 SYSTEM = """You are a router. You are given agents with what each is for, and a conversation between marks such as
@@ -22,10 +21,6 @@ choose one. Confidence is how sure you are that no other agent fits better, from
 
 MOST_CHARS = 12_000  # of the conversation, newest messages first; of one message its beginning and its end
 MOST_OF_ONE = 6_000
-
-
-class Invalid(Failure):
-    """An answer that names no route; the message says why."""
 
 
 def schema_of(children: list[str]) -> dict[str, Any]:
@@ -79,11 +74,9 @@ def _shortened(messages: list[Record]) -> tuple[str, list[dict[str, Any]]]:
     return "\n".join(reversed(pieces)), [{"what": what, "action": "dropped", "why": why} for what in losses]
 
 
-def read(parts: list[dict[str, Any]], children: list[str]) -> tuple[str, float, str]:
-    """(target, confidence, reason) of an answer. Invalid if it does not hold to the form, to the letter."""
-    value, why = json_of(parts)
-    if why:
-        raise Invalid(why)
+def read(result: dict[str, Any], children: list[str]) -> tuple[str, float, str]:
+    """(target, confidence, reason) of what was heard. Invalid if it does not hold to the form, to the letter."""
+    value = json_of(whole(result))
     if type(value) is not dict or value.keys() != {"target", "confidence", "reason"}:
         raise Invalid("it is not an object with target, confidence and reason alone")
     target, confidence, reason = value["target"], value["confidence"], value["reason"]
