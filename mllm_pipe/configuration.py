@@ -35,9 +35,10 @@ ENTRIES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 # A condition of a router's rule: all that stands in it must hold, and of a list any.
 CONDITION = {"keywords": _WORDS, "regex": _WORDS, "has": _WORDS, "language": _WORDS, "meta": _TABLE,
-             "longer_than": _COUNT, "shorter_than": _COUNT, "tokens_over": _COUNT, "learned": _TEXT, "above": _SHARE,
-             "all": _TABLES, "any": _TABLES, "not": _TABLE}  # fmt: skip
-RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER} | CONDITION
+             "longer_than": _COUNT, "shorter_than": _COUNT, "tokens_over": _COUNT, "all": _TABLES, "any": _TABLES,
+             "not": _TABLE}  # fmt: skip
+RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER, "learned": _TEXT, "above": _SHARE} | CONDITION
+DEEPEST = 40  # keys that lead to a condition in conditions
 PLAIN = {"defaults": ("to",), "budget": ()}
 _RUNTIME_KEYS = ["kind", "command", "model", "base_url", "key_env", "key_command", "pass_env", "max_tokens", "headers",
                  "options", "cwd", "allow", "path", "protocol", "timeout_s", "first_byte_s"]  # fmt: skip
@@ -149,6 +150,8 @@ def _parsed(origin: str, path: str, content: bytes) -> Source:
         raise Usage(f"{path}: no UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise Usage(f"{path}: {error}") from None
+    except RecursionError:
+        raise Usage(f"{path} is nested too deeply") from None
 
 
 # -- what may stand in it
@@ -185,6 +188,8 @@ def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> No
             continue
         if not _is(value, form[key]):
             raise wrong(f"is not {form[key]}", *at, key)
+        if len(at) > DEEPEST:
+            raise wrong("is nested too deeply", *at[:4])
         if key in ("rules", "all", "any"):
             for place, inner in enumerate(value):
                 _check_entry(inner, RULE if key == "rules" else CONDITION, wrong, (*at, key, place))
@@ -210,7 +215,8 @@ def fault_in(source: Source) -> Wrong:
     """Makes Usage of why a value has no meaning, and the keys that lead to it: FILE:LINE: KEYS WHY."""
 
     def wrong(why: str, *keys: str | int) -> Usage:
-        return Usage(f"{source.path}:{line_of_key(source.text, keys)}: {'.'.join(map(str, keys))} {why}")
+        what = f"{'.'.join(map(str, keys))} " if keys else ""
+        return Usage(f"{source.path}:{line_of_key(source.text, keys)}: {what}{why}")
 
     return wrong
 
@@ -222,7 +228,7 @@ def _is(value: Any, form: str) -> bool:
         _TEXTS: many and all([isinstance(one, str) for one in value]),
         _WORDS: isinstance(value, str) or many and bool(value) and all([isinstance(one, str) for one in value]),
         _SHARE: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1,
-        _NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool),
+        _NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool) and value == value,  # no NaN
         _COUNT: isinstance(value, int) and not isinstance(value, bool) and value > 0,
         _TABLE: isinstance(value, dict),
         _TABLES: many and all([isinstance(one, dict) for one in value]),

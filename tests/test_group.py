@@ -60,6 +60,8 @@ def test_a_group_may_be_a_file(sh, work):
     assert masked(sh("group ./ship.toml Hi | jq -r 'select(.role == \"assistant\").content'").out) == "Hi\n"
     (work / "bad.toml").write_text('stages = ["dispatch --to echo"]\nrounds = 3\n')
     assert sh("group bad.toml Hi") == (2, "", "group: bad.toml:2: rounds means nothing; did you mean max_rounds?\n")
+    said = 'no.toml:1: has no stages; say stages = ["dispatch --to ...", "judge ..."]'
+    assert sh("touch no.toml; group no.toml Hi") == (2, "", f"group: {said}\n")
 
 
 @pytest.mark.parametrize("text, why", [
@@ -121,6 +123,11 @@ def test_a_stage_that_is_not_there_is_told_before_any_is_started(sh, work):
     (work / "nosuch").chmod(0o755)
     assert sh("group g.toml Hi") == (69, "", "group: nosuch: no such program on PATH; install it or fix PATH\n")
     assert not (work / "fired").exists()
+
+
+def test_a_stage_whose_name_no_program_can_have_is_not_there(sh, work):
+    (work / "nul.toml").write_text('stages = ["cat\\u0000x"]\n')
+    assert sh("group ./nul.toml Hi") == (69, "", "group: cat\\u0000x: no such program on PATH; install it or fix PATH\n")
 
 
 def test_the_commands_are_those_of_this_installation(sh, work):

@@ -463,6 +463,12 @@ def test_explain_shows_every_rule_and_sends_nothing(sh, support, work, home):
         ('rules = [{ all = [], target = "a" }]', ":4: routers.r.rules.0.all is empty"),
         ('rules = [{ name = "n", keywords = "x", target = "a" }, { name = "n", keywords = "y", target = "a" }]',
          ":4: routers.r.rules.1.name 'n' is the name of two"),
+        ('rules = [{ not = { learned = "m" }, target = "a" }]', ":4: routers.r.rules.0.not.learned means nothing"),
+        ('rules = [{ regex = ["x", ""], target = "a" }]', ":4: routers.r.rules.0.regex has an empty expression, which would match everything"),
+        ('rules = [{ keywords = "x", priority = nan, target = "a" }]', ":4: routers.r.rules.0.priority is not a number"),
+        ("rules = [{ " + "not = { " * 60 + 'has = "url"' + " }" * 60 + ', target = "a" }]', ":4: routers.r.rules.0 is nested too deeply"),
+        ("rules = [{ " + "any = [{ " * 60 + 'has = "url"' + " }]" * 60 + ', target = "a" }]', ":4: routers.r.rules.0 is nested too deeply"),
+        ("x = " + "[" * 2000 + "]" * 2000, " is nested too deeply"),
         ('default = "c"', ":4: routers.r.default is 'c', no child"),
         ("min_confidence = 2", ":4: routers.r.min_confidence is not a number from 0 to 1"),
     ],
@@ -478,7 +484,7 @@ def test_children_are_agents(sh, work):
     (work / "mllm.toml").write_text('[agents.abc]\nruntime = "echo"\n[routers.r]\nchildren = ["abd"]\n')
     assert sh("route < t").err == "route: mllm.toml:4: routers.r.children has 'abd', no agent; did you mean abc?; say [agents.abd]\n"
     (work / "mllm.toml").write_text("[routers.r]\n")
-    assert sh("route < t").err == "route: mllm.toml:1: routers.r.children has no children: say which agents it may choose\n"
+    assert sh("route < t").err == "route: mllm.toml:1: routers.r.children names none: which agents may it choose?\n"
     (work / "mllm.toml").write_text("[agents.'exec:sh']\nruntime = 'echo'\n")
     assert sh("route < t").err == "route: mllm.toml:1: agents.exec:sh has ':' in its name, which names no agent\n"
 

@@ -57,6 +57,8 @@ class Conditions:
         )
 
     def _regex(self, patterns: str | list[str], at: Keys) -> Condition:
+        if not all(_listed(patterns)):
+            raise self._wrong("has an empty expression, which would match everything", *at)
         try:
             searches = [re.compile(pattern).search for pattern in _listed(patterns)]
         except (re.error, OverflowError, RecursionError) as error:

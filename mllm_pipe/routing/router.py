@@ -70,7 +70,7 @@ def _made(name: str, entry: dict[str, Any], wrong: Wrong, path: str, found: Conf
     named += [entry["default"]] if "default" in entry else []
     children = entry.get("children") or ([] if found else list(dict.fromkeys(named)))
     if not children:
-        raise wrong("has no children: say which agents it may choose", "children")
+        raise wrong("names none: which agents may it choose?", "children")
     agents = found["agents"] if found else {child: {} for child in children}
     for child in children:
         if child not in agents:

@@ -108,7 +108,7 @@ def _rule(entry: Entry, at: Keys, children: list[str], conditions: Conditions, w
         raise wrong("has no target", *at)
     if target is not None and target not in children:
         raise wrong(f"is {target!r}, no child of the router{nearest(target, children)}", *at, "target")
-    asked = {key: value for key, value in entry.items() if key in CONDITION and key not in ("learned", "above")}
+    asked = {key: value for key, value in entry.items() if key in CONDITION}
     if "learned" not in entry:
         if "above" in entry:
             raise wrong("goes with learned", *at, "above")
@@ -116,8 +116,10 @@ def _rule(entry: Entry, at: Keys, children: list[str], conditions: Conditions, w
     from mllm_pipe.routing import learned
 
     model = learned.load(os.path.join(folder, entry["learned"]), entry.get("above"))
-    if target is None and learned.is_binary(model.model):
-        raise wrong("has no target: which child is the strong one?", *at)
+    if learned.is_binary(model.model) == (target is None):
+        tells = "has no target: which child is the strong one?" if target is None else (
+            f"has a target, and {model.name} tells targets apart: the one that it finds is where the thread goes")
+        raise wrong(tells, *at)
     condition = conditions.of(asked, at) if asked else Condition(lambda subject, hits: True, lambda subject, hits: "")
     return Rule(name, target, entry.get("priority", 0), condition, model)
 

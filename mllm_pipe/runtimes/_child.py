@@ -57,6 +57,8 @@ def allowed_env(prefixes: Sequence[str] = (), extra: Mapping[str, str] | None = 
 
 def find(program: str, path: str | None = None) -> str | None:
     """The absolute path of a program, looked up as a shell does, or None. (`shutil.which`, without its import.)"""
+    if "\0" in program:
+        return None
     directories = [""] if "/" in program else (path or os.environ.get("PATH", os.defpath)).split(os.pathsep)
     for directory in directories:
         candidate = os.path.abspath(os.path.join(directory, program))
