@@ -11,7 +11,8 @@ import pytest
 from conftest import DATA
 from test_dispatch import thread
 
-from mllm_pipe.routing import evaluation
+from mllm_pipe.routing import evaluation, learned
+from mllm_pipe.routing.features import words_of
 
 AGENTS = '[agents.cheap]\nruntime = "exec:echo cheap here"\n[agents.big]\nruntime = "exec:echo big here"\n'
 ROUTER = '[routers.r]\nchildren = ["cheap", "big"]\ndefault = "cheap"\nrules = [{ learned = "router.json"%s }]\n'
@@ -138,7 +139,8 @@ def test_eval_of_outcomes_says_what_was_gained_beside_random_length_and_oracle(s
 def test_prompt_length_scores_on_routellms_data_as_measured_elsewhere(name, apgr, cpt50, cpt80):
     with gzip.open(DATA / "routellm" / f"{name}.jsonl.gz") as file:
         rows = [orjson.loads(line) for line in file]
-    found = evaluation.beside([row["prompt"] for row in rows], [row["weak"] for row in rows], [row["strong"] for row in rows])
+    weak, strong = [[row[name] for row in rows] for name in ("weak", "strong")]
+    found = evaluation.of_order([row["prompt"] for row in rows], weak, weak, strong)["scores"]
     assert found["random"]["apgr"] == pytest.approx(0.5, abs=1e-4)
     assert [round(found["length"][key], 3) for key in ("apgr", "cpt50", "cpt80")] == [apgr, cpt50, cpt80]
     assert found["oracle"]["apgr"] == pytest.approx({"mmlu": 1.285, "gsm8k": 1.121}[name], abs=1e-3)
@@ -179,6 +181,9 @@ def test_a_fit_is_the_optimum_and_the_same_each_time(sh, work):
         ("route --rules r.toml --eval log", 2, "log: 'a' is no child of router r; there are b"),
         ("route --rules l.toml --eval log", 2, "log: no whole learned router; route --fit LOG -o FILE makes one anew"),
         ("route --rules m.toml --eval log", 2, "m.toml:1: rules.0.above goes with learned"),
+        ("route --rules r.toml --eval log --explain", 2, "--eval asks for what --explain does not send: say one of them"),
+        ("cp log same; ln same link; route --fit same -o link", 2, "-o link is the log itself, which would be lost"),
+        ("for i in {1..30}; do cat log; done > many; route --fit many -o x", 2, "2 different prompts; --fit needs at least 5"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(sh, work, line, status, said):
@@ -190,3 +195,74 @@ def test_mistakes_are_one_line(sh, work, line, status, said):
     (work / "broken").write_text('{"kind": "mllm-pipe router", "version": 1, "classes": ["strong"]}')
     said = said.replace("log: no whole", "broken: no whole")
     assert sh(line) == (status, "", f"route: {said}\n")
+
+
+@pytest.mark.parametrize("change", [
+    '.classes = {"big": 1, "cheap": 2}', '.classes = ["big", "big"]', ".classes = [1, 2]", ".classes = []", ".threshold = 7",
+    ".structure[0][1] = 0", '.bias[0] = "x"', ".weights[0] |= .[:-40]", ".weights |= .[:1]",
+])  # fmt: skip
+def test_a_learned_router_that_is_not_as_it_was_made_decides_nothing(sh, work, change):
+    log(work, targets())
+    assert sh(f"route --fit log -o whole >/dev/null; jq '{change}' whole > router.json").err == ""
+    (work / "mllm.toml").write_text(AGENTS + ROUTER % "")
+    thread(work, ("user", "a proof of the lemma"))
+    said = "router.json: no whole learned router; route --fit LOG -o FILE makes one anew"
+    assert sh("route < t") == (2, "", f"route: {said}\n")
+
+
+def test_weights_that_are_no_numbers_are_never_sure(sh, work):
+    log(work, targets())
+    sh("route --fit log -o router.json >/dev/null")
+    model = orjson.loads((work / "router.json").read_bytes())
+    weights = [learned.numbers(one) for one in model["weights"]]
+    for bucket in words_of("lemma"):
+        weights[0][bucket] = weights[1][bucket] = float("nan")
+    (work / "router.json").write_bytes(orjson.dumps(model | {"weights": list(map(learned.packed, weights))}))
+    (work / "mllm.toml").write_text(AGENTS + ROUTER % "")
+    thread(work, ("user", "a proof of the lemma"))
+    assert sh("route --format text < t") == (0, "cheap  default  thread t  no rule matches\n", "")
+    thread(work, ("user", "a proof"))
+    assert sh("route --format text < t").out.startswith("big  learned ")
+
+
+def test_a_rule_of_targets_has_no_target_of_its_own(sh, work):
+    log(work, targets())
+    sh("route --fit log -o router.json >/dev/null")
+    (work / "mllm.toml").write_text(AGENTS + ROUTER % ', target = "big"')
+    thread(work, ("user", "hello"))
+    said = "routers.r.rules.0 has a target, and router.json tells targets apart: the one that it finds is where the thread goes"
+    assert sh("route < t") == (2, "", f"route: mllm.toml:8: {said}\n")
+
+
+def test_a_prompt_that_comes_often_is_not_measured_on_itself(sh, work):
+    """Forty words that nobody can tell a target from, each five times: who has seen them all knows them all."""
+    dice = random.Random(1)
+    words = ["".join(dice.choices("abcdefgh", k=8)) for _ in range(40)]
+    rows = [{"prompt": word, "target": "cheap" if place % 2 else "big"} for place, word in enumerate(words)]
+    log(work, dice.sample(rows * 5, 200))
+    assert sh("route --fit log -o router.json").records[0]["accuracy"] < 0.7
+
+
+def test_where_the_strong_one_is_no_better_no_share_of_a_gap_is_told(sh, work):
+    (work / "r.toml").write_text('default = "weak"\nrules = [{ keywords = "hard", target = "strong" }]\n')
+    rows = [{"prompt": "hard", "weak": True, "strong": False}, {"prompt": "easy", "weak": True, "strong": True}]
+    log(work, rows)
+    assert sh("route --rules r.toml --eval log --format text") == (0, (
+        "2 rows through router r\n"
+        "by: default 0.500, rule 0.500\n"
+        "accuracy: 0.500\n"
+        "strong share: 0.500, gap recovered: -\n"
+        "weak alone: 1.000, strong alone: 0.500, best single: weak\n"), "")  # fmt: skip
+
+
+def test_a_stream_that_was_saved_is_a_log_as_a_thread_file_is(sh, work):
+    line = "for i in {1..9}; do thread-append --new \"hello $i\"; done | grep message | dispatch -q --to exec:date --as cheap"
+    ran = sh(f"{line} | judge -q --check contains:20 | tee saved | cat > /dev/null; route --fit saved -o x")
+    assert ran == (2, "", "route: 9 rows with a label; --fit needs at least 20\n")
+
+
+@pytest.mark.parametrize(("share", "found"), [("0", "0.000"), ("1", "1.000")])
+def test_none_or_all_are_also_none_or_all_of_what_is_beyond_the_log(sh, work, share, found):
+    log(work, outcomes())
+    ran = sh(f"route --fit log -o router.json --strong-share {share} --format text")
+    assert [ran.out.splitlines()[place].partition(",")[0] for place in (2, 5)] == [f"threshold: {1 - int(share)}.000", f"strong share: {found}"]

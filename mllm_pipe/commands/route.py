@@ -59,6 +59,8 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
         return 0
     if output or strong_share is not None:
         raise Usage("-o and --strong-share go with --fit LOG")
+    if labels and explain:
+        raise Usage("--eval asks for what --explain does not send: say one of them")
     patience = patience_of(flags, jobs)
     router = find_router(name, rules, flags)
     if min_confidence is not None:

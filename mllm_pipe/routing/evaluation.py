@@ -70,13 +70,18 @@ def of_scores(scores: Sequence[float], weak: Sequence[float], strong: Sequence[f
     return {"apgr": round(apgr, 4), "cpt50": cpt(0.5), "cpt80": cpt(0.8)}
 
 
-def beside(texts: Sequence[str], weak: Sequence[float], strong: Sequence[float]) -> dict[str, Report]:
-    """The same of what any router should be measured beside: random order, longer prompts first, and the oracle."""
-    return {
-        "random": of_scores([0.0] * len(texts), weak, strong),
-        "length": of_scores([float(len(text)) for text in texts], weak, strong),
-        "oracle": of_scores([one - other for one, other in zip(strong, weak, strict=True)], weak, strong),
+def of_order(texts: Sequence[str], scores: Sequence[float], weak: Sequence[float], strong: Sequence[float]) -> Report:
+    """{"scores": {name: as of_scores}} of these scores, and of what any router should be measured beside: random order,
+    longer prompts first, and the oracle. {} where the strong one is no better: there is no gap to win a share of."""
+    if sum(strong) <= sum(weak):
+        return {}
+    orders = {
+        "this": scores,
+        "random": [0.0] * len(texts),
+        "length": [float(len(text)) for text in texts],
+        "oracle": [one - other for one, other in zip(strong, weak, strict=True)],
     }
+    return {"scores": {name: of_scores(order, weak, strong) for name, order in orders.items()}}
 
 
 def of_outcomes(to_strong: Sequence[bool], weak: Sequence[float], strong: Sequence[float]) -> Report:
@@ -88,7 +93,7 @@ def of_outcomes(to_strong: Sequence[bool], weak: Sequence[float], strong: Sequen
     return {
         "accuracy": round(right, 4),
         "strong_share": round(sum(to_strong) / count, 4),
-        "pgr": round((right - means["weak"]) / gap, 4) if gap else None,
+        "pgr": round((right - means["weak"]) / gap, 4) if gap > 0 else None,
         "weak_accuracy": round(means["weak"], 4),
         "strong_accuracy": round(means["strong"], 4),
         "best_single": max(means, key=means.__getitem__),

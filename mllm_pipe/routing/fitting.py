@@ -125,14 +125,16 @@ def _sigmoid(x: Floats) -> Floats:
     return 1.0 / (1.0 + np.exp(-np.clip(x, -500, 500)))
 
 
-def _folds(count: int, folds: int = FOLDS) -> Floats:
-    """The fold of each row: shuffled, and the same each time."""
-    return np.random.default_rng(0).permutation(count) % folds
+def _folds(texts: list[str]) -> Floats:
+    """The fold of each row: shuffled, and the same each time. Equal prompts are in one fold, or it would be seen."""
+    number = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    of_number = np.random.default_rng(0).permutation(len(number)) % FOLDS
+    return of_number[[number[text] for text in texts]]
 
 
 def unseen(texts: list[str], labels: Floats) -> tuple[float, Floats]:
     """(the penalty with the least loss on folds that were not fitted on, each row's score then)."""
-    fold = _folds(len(texts), min(FOLDS, len(texts)))
+    fold = _folds(texts)
     scores = {penalty: np.zeros(len(texts)) for penalty in PENALTIES}
     for one in range(fold.max() + 1):
         there = fold != one
@@ -177,6 +179,8 @@ def fit(
     """
     if len(texts) < LEAST:
         raise Usage(f"{len(texts)} rows with a label; --fit needs at least {LEAST}")
+    if len(set(texts)) < FOLDS:
+        raise Usage(f"{len(set(texts))} different prompts; --fit needs at least {FOLDS}")
     for name, values in labels.items():
         if len(set(values)) < 2:
             raise Usage(f"nothing to learn of {name}: all rows say the same")
@@ -208,6 +212,6 @@ def fit(
 
 def _threshold(probabilities: Floats, share: float) -> float:
     """The probability that so large a share of the rows reaches."""
-    if share <= 0:
-        return 1.0
+    if share in (0, 1):
+        return 1.0 - share  # also for a prompt beyond all of the log
     return round(float(np.quantile(probabilities, 1.0 - share)), 6)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from mllm_pipe.envelope import Record, admit, has_envelope
+from mllm_pipe.envelope import CONTROL, Record, admit, has_envelope
 from mllm_pipe.errors import BadRecord, Missing
 from mllm_pipe.routing.subject import Subject
 from mllm_pipe.stream import Thread
@@ -86,6 +86,8 @@ def _row(value: Any, where: str, number: int) -> Row:
 def _of_threads(path: str, values: list[tuple[int, bytes, Any]]) -> Log:
     threads: dict[str, Thread] = {}
     for number, line, value in values:
+        if has_envelope(value) and value["type"] in CONTROL:
+            continue  # of a stream that was saved as it was
         if not has_envelope(value) or "id" not in value:
             raise BadRecord(f"{path}: line {number}: no record")
         if value["type"] in ("message", "verdict"):

@@ -64,12 +64,16 @@ def load(path: str, above: float | None = None) -> Learned:
         raise Usage(f"{path}: no learned router of this version; route --fit LOG -o FILE makes one")
     try:
         sizes = {len(model[name]) for name in ("classes", "weights", "structure_weights", "bias", "scale")}
-        if len(sizes) != 1 or len(model["structure"]) != len(STRUCTURE) or not model["classes"]:
+        names, threshold = [name for name in model["classes"] if type(name) is str], float(model["threshold"])
+        if names != model["classes"] or not names or len(set(names)) < len(names) or not 0 <= threshold <= 1:
             return _refuse(path)
-        model |= {"idf": _numbers(model["idf"]), "weights": [_numbers(one) for one in model["weights"]]}
-        probabilities(model, "x")
-        return Learned(model, float(model["threshold"]) if above is None else above, path)
-    except (KeyError, TypeError, ValueError, error):
+        if len(sizes) != 1 or len(model["structure"]) != len(STRUCTURE):
+            return _refuse(path)
+        model |= {"idf": numbers(model["idf"]), "weights": [numbers(one) for one in model["weights"]]}
+        if not all(map(math.isfinite, probabilities(model, "x"))):
+            return _refuse(path)
+        return Learned(model, threshold if above is None else above, path)
+    except (KeyError, TypeError, ValueError, ArithmeticError, error):
         return _refuse(path)
 
 
@@ -95,12 +99,14 @@ def probabilities(model: Model, text: str) -> list[float]:
     ):
         x = bias + sum([weights[bucket] * value for bucket, value in words]) / length
         x += sum([weight * value for weight, value in zip(of_structure, structure, strict=True)])
-        shares.append(1.0 / (1.0 + math.exp(-max(-500.0, min(500.0, a * x + b)))))
+        x = max(min(a * x + b, 500.0), -500.0)  # in this order, what is no number stays none, and is never sure
+        shares.append(1.0 / (1.0 + math.exp(-x)))
     total = sum(shares) if len(shares) > 1 else 1.0
     return [share / total for share in shares]
 
 
-def _numbers(text: str) -> array[float]:
+def numbers(text: str) -> array[float]:
+    """Numbers of a file. ValueError, or what decoding raises, if they are none."""
     found = array("f", decompress(b64decode(text)))
     if sys.byteorder == "big":
         found.byteswap()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -47,8 +48,7 @@ def measured(router: Router, path: str, run: str, decide: Decide) -> Report:
     texts = [row.text for row in log.rows]
     report |= {"strong": strong} | evaluation.of_outcomes([route["target"] == strong for route in routes], weak, right)
     scores = [_score(router, route, text, strong) for route, text in zip(routes, texts, strict=True)]
-    beside = evaluation.beside(texts, weak, right) if sum(right) != sum(weak) else {}
-    return report | ({"scores": {"this": evaluation.of_scores(scores, weak, right)} | beside} if beside else {})
+    return report | evaluation.of_order(texts, scores, weak, right)
 
 
 def _strong(router: Router, log: labels.Log) -> str:
@@ -89,6 +89,8 @@ def made(log_path: str, out_path: str, strong_share: float | None) -> Report:
     Usage if there is too little to learn, Missing and BadRecord as the log, WriteFailed if it cannot be written.
     """
     log = labels.read(log_path)
+    if os.path.exists(out_path) and os.path.samefile(log_path, out_path):
+        raise Usage(f"-o {out_path} is the log itself, which would be lost")
     from mllm_pipe.routing import fitting
 
     texts = [row.text for row in log.rows]
@@ -110,9 +112,7 @@ def made(log_path: str, out_path: str, strong_share: float | None) -> Report:
         report |= {"agents": log.agents} if log.agents else {}
         report["calibration_error"] = evaluation.calibration(scores, wanted["strong"])
         report |= evaluation.of_outcomes([score >= model["threshold"] for score in scores], weak, strong)
-        if sum(strong) != sum(weak):
-            beside = evaluation.beside(texts, weak, strong)
-            report["scores"] = {"this": evaluation.of_scores(scores, weak, strong)} | beside
+        report |= evaluation.of_order(texts, scores, weak, strong)
     model["fitted"] = report
     _write(out_path, orjson.dumps(model, option=orjson.OPT_APPEND_NEWLINE))
     return report
