@@ -17,9 +17,14 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
 
 
+def one_line(text: str) -> str:
+    """The text as a line of a list or table, safe, and which cannot begin another."""
+    return safe(text).replace("\n", " ")
+
+
 def say(text: str) -> None:
     """One line for the person, on stderr: `command: object: reason`. A stderr that takes nothing is no failure."""
-    line = f"{program()}: {safe(text)}".replace("\n", " ")
+    line = f"{program()}: {one_line(text)}"
     _to_stderr(f"{_WIPE if _status else ''}{line}\n{''.join(_status)}")
 
 

@@ -201,8 +201,9 @@ def test_a_signal_ends_it_as_that_signal_and_no_stage_stays(work, home, signum):
             assert child.poll() is None
         pid = int((work / "pid").read_text())
         child.send_signal(signum)
-        child.communicate()
+        _, said = child.communicate()
     assert child.returncode == -signum
+    assert masked(said.decode()) == "group: g: ended by a signal; the same line with --resume ID goes on\n"
     with pytest.raises(ProcessLookupError):
         while True:  # it was killed by the stage that had started it, and is gone as soon as somebody has waited for it
             os.kill(pid, 0)
@@ -238,6 +239,17 @@ def test_resumed_it_asks_for_the_rest_alone(sh, work):
     assert of_run(sh, run) == [("1", "dispatch", "a", "ok"), ("2", "dispatch", "b", "ok"), ("3", "dispatch", "c", "ok")]
 
 
+def test_a_group_in_a_group_begins_the_run_that_is_gone_on_with(sh, work):
+    (work / "in.toml").write_text('stages = ["dispatch --to echo --as a Again."]\n')
+    (work / "g.toml").write_text('stages = ["group -q ./in.toml", "dispatch --to exec:false --as b Go."]\n')
+    sh("thread-append t Hi")
+    ran = sh("group -q g.toml < t > /dev/null")
+    assert (ran.status, masked(ran.err.splitlines()[-1])) == (
+        3, "group: g: stage 2 (dispatch) ended with status 3; the same line with --resume ID goes on")  # fmt: skip
+    run = ran.err.split("--resume ")[1].split()[0]
+    assert of_run(sh, run) == [("1", "dispatch", "a", "ok"), ("2", "dispatch", "b", "unknown")]
+
+
 # -- showing it
 
 
@@ -255,6 +267,13 @@ def test_print_is_lines_of_shell_that_do_the_same(sh, configured):
         return [(stage["stage"], stage["agent"], stage["runtime"]) for stage in run["stages"]], run["group"], run["status"]
 
     assert told(by_shell) == told(by_group)
+
+
+@pytest.mark.parametrize("flag", ["--max-cost 3", "--timeout 5", "--resume 01", "--retry-unknown"])
+def test_what_the_lines_do_not_hold_to_is_not_printed_away(sh, configured, flag):
+    configured(REVIEW)
+    said = f"--print shows the stages, and {flag.split()[0]} is in none of them; leave it out"
+    assert sh(f"group --print {flag} review Hi") == (2, "", f"group: {said}\n")
 
 
 def test_a_dry_run_sends_nothing(sh, work):

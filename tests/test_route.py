@@ -130,6 +130,15 @@ def test_below_the_bar_or_against_the_form_it_is_the_default_and_without_one_sta
     assert routes(ran)[0][:2] == (None, "none")
 
 
+def test_what_others_wrote_cannot_begin_a_line_of_ours(sh, support, work):
+    support('models = { router = "replay:tape" }')
+    (work / "t").write_text('{"v":1,"type":"message","thread":"t\\nbilling","id":"m","role":"user","content":"It crashes."}\n')
+    tape(work, '{"target":"technical","confidence":1,"reason":"so\\nbilling  \\u001b[2J"}')
+    assert sh("route --format text < t") == (0, "technical  model  thread t billing  so billing  \\u001b[2J\n", "")
+    assert sh("route --explain --format text < t").out == (
+        "thread t billing\n  no   money -> billing  no keyword of refund, invoice\n  no rule matches: replay:tape is asked\n")
+
+
 @pytest.mark.parametrize("finish", ["length", "filter", "refusal", "tool", "pause"])
 def test_what_a_router_did_not_say_to_the_end_is_no_route(sh, support, work, finish):
     support('models = { router = "replay:tape" }')

@@ -8,10 +8,10 @@ import click
 
 from mllm_pipe import cli
 from mllm_pipe.envelope import new_id
-from mllm_pipe.errors import NO, OK, Outcome, Usage
+from mllm_pipe.errors import NO, OK, Outcome, Stopped, Usage
 from mllm_pipe.grouping import plan as plans
 from mllm_pipe.grouping.firing import LEFT, Firing
-from mllm_pipe.lineage import inherited_run
+from mllm_pipe.lineage import inherited_run, offered_run
 from mllm_pipe.signals import die_by
 from mllm_pipe.stream import Sink, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
@@ -45,6 +45,10 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
         raise Usage("--new starts a thread, and needs a PROMPT")
     plan = plans.find(name, prompt, new or kind_of(0) in ("terminal", "null"))
     if shown:
+        flags = {"--max-cost": max_cost is not None, "--timeout": timeout, "--resume": resume,
+                 "--retry-unknown": retry_unknown}  # fmt: skip
+        if flag := next(filter(flags.get, flags), None):
+            raise Usage(f"--print shows the stages, and {flag} is in none of them; leave it out")
         show(plans.as_shell(plan))
         return OK
     refuse_own_output()
@@ -53,22 +57,35 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
     firing = Firing(plan, told, timeout)
     if dry_run:
         return _dry_run(plan, firing)
-    if not plan["until"]:
-        status = firing.once()
-    else:
-        as_text = kind_of(1) == "terminal"
-        outcome, sink = Outcome(), Sink(records=not as_text)
-        firing.rounds(sink, outcome, as_text)
-        sink.end(None, outcome)
-        status = outcome.status()
+    try:
+        status = _fire(plan, firing)
+    except Stopped:
+        if way := _way_on(plan, run):
+            say(f"{plan['name']}: ended by a signal{way}")
+        raise
     if status == LEFT:
         die_by(status - 128)
     if status not in (OK, NO) and firing.why:
-        from mllm_pipe.calling.recall import has_begun
-
-        again = f"; the same line with --resume {run} goes on" if has_begun(run) else ""
-        say(f"{plan['name']}: {firing.why}{again}")
+        say(f"{plan['name']}: {firing.why}{_way_on(plan, run)}")
     return status
+
+
+def _fire(plan: plans.Plan, firing: Firing) -> int:
+    """Fire a group, once or in rounds; the exit status."""
+    if not plan["until"]:
+        return firing.once()
+    as_text = kind_of(1) == "terminal"
+    outcome, sink = Outcome(), Sink(records=not as_text)
+    firing.rounds(sink, outcome, as_text)
+    sink.end(None, outcome)
+    return outcome.status()
+
+
+def _way_on(plan: plans.Plan, run: str) -> str:
+    """How what was paid for is used, "" if nothing was; where a group is a stage, the outer one says it."""
+    from mllm_pipe.calling.recall import has_begun
+
+    return f"; the same line with --resume {run} goes on" if "/" not in plan["path"] and has_begun(run) else ""
 
 
 def _terms(resume: str | None, max_cost: float | None) -> tuple[str, dict[str, str]]:
@@ -80,7 +97,7 @@ def _terms(resume: str | None, max_cost: float | None) -> tuple[str, dict[str, s
         run = run_of(resume)
         told |= {"MLLM_RESUME": run, "MLLM_PARENT_RUN_ID": run}
     else:
-        run = inherited_run() or new_id()
+        run = inherited_run() or offered_run() or new_id()
         told["MLLM_NEW_RUN_ID"] = run
     if max_cost is not None:
         from mllm_pipe.calling.budget import with_run_limit

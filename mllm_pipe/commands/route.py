@@ -17,7 +17,7 @@ from mllm_pipe.routing.deciding import Decision
 from mllm_pipe.routing.router import find_router
 from mllm_pipe.runtimes import load
 from mllm_pipe.stream import Sink, Source, refuse_own_output, show
-from mllm_pipe.terminal import kind_of, say
+from mllm_pipe.terminal import kind_of, one_line, say
 from mllm_pipe.turn import next_step
 
 
@@ -119,7 +119,8 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
 
 def _line(route: Record) -> str:
     """A route for a person."""
-    return f"{route['target'] or 'none'}  {route['by']}  thread {route['thread']}  {route.get('reason', '')}\n"
+    where = f"{route['target'] or 'none'}  {route['by']}  thread {route['thread']}"
+    return one_line(f"{where}  {route.get('reason', '')}") + "\n"
 
 
 def main() -> None:

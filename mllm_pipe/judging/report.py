@@ -9,7 +9,7 @@ from mllm_pipe.judging import statistics
 from mllm_pipe.judging.judgement import Judged
 from mllm_pipe.runs import cost_of
 from mllm_pipe.stream import Thread
-from mllm_pipe.terminal import safe
+from mllm_pipe.terminal import one_line
 from mllm_pipe.thread import speaker, text_of
 
 Row = dict[str, Any]
@@ -124,7 +124,7 @@ def _line(record: Record) -> str:
              for one in record.get("ranking", [])]  # fmt: skip
     said += [f"      {_number(one.get('score'))}  {one['name']}: {one.get('reason', '')}"
              for one in record.get("criteria", [])]  # fmt: skip
-    return "".join(safe(line).replace("\n", " ") + "\n" for line in said)
+    return "".join(one_line(line) + "\n" for line in said)
 
 
 def _number(score: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from mllm_pipe.routing.deciding import Decision
 from mllm_pipe.routing.router import Router
 from mllm_pipe.routing.subject import Subject
+from mllm_pipe.terminal import one_line
 
 Explained = dict[str, Any]
 
@@ -39,6 +40,6 @@ def text_of(found: Explained) -> str:
     """The same as lines of text."""
     names = [f"{row['name']} -> {row['target'] or '?'}" for row in found["rules"]]
     width = max(map(len, names), default=0)
-    rows = [f"  {'yes' if row['matches'] else 'no '}  {name.ljust(width)}  {row['why']}\n"
+    rows = [f"  {'yes' if row['matches'] else 'no '}  {name.ljust(width)}  {row['why']}"
             for name, row in zip(names, found["rules"], strict=True)]  # fmt: skip
-    return f"thread {found['thread']}\n{''.join(rows)}  {found['then']}\n"
+    return "".join([f"{one_line(line)}\n" for line in (f"thread {found['thread']}", *rows, f"  {found['then']}")])

@@ -16,6 +16,7 @@ from mllm_pipe.routing.deciding import Decision
 from mllm_pipe.routing.evaluation import Report
 from mllm_pipe.routing.router import Router
 from mllm_pipe.stream import Thread
+from mllm_pipe.terminal import one_line
 
 Decide = Callable[[Iterable[Decision]], Iterable[Decision]]  # lets them be decided, in order
 
@@ -150,7 +151,7 @@ def text_of(report: Report) -> str:
         lines += _table(["target", "precision", "recall", "rows"], cells)
         counts = {name: [found.get(other, 0) for other in targets] for name, found in report["confusion"].items()}
         lines += _table(["wanted \\ found", *targets], counts)
-    return "".join([f"{line}\n" for line in lines])
+    return "".join([f"{one_line(line)}\n" for line in lines])
 
 
 def _table(head: list[str], rows: dict[str, list[Any]]) -> list[str]:
