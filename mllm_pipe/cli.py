@@ -219,7 +219,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every call of a runtime can be told, from -m to --timeout."""
     return _with(
         function,
-        option("-m", "--model", metavar="MODEL", help="The model; also RUNTIME:MODEL or RUNTIME/MODEL."),
+        option("-m", "--model", metavar="MODEL", help="The model, by the name that the runtime has for it."),
         option("--base-url", metavar="URL", help="Where the API is."),
         option("--key-env", metavar="NAME",
                help="The environment variable that holds the key; an exec: program sees it."),
