@@ -182,6 +182,7 @@ def test_a_fit_is_the_optimum_and_the_same_each_time(sh, work):
         ("route --rules l.toml --eval log", 2, "log: no whole learned router; route --fit LOG -o FILE makes one anew"),
         ("route --rules m.toml --eval log", 2, "m.toml:1: rules.0.above goes with learned"),
         ("route --rules r.toml --eval log --explain", 2, "--eval asks for what --explain does not send: say one of them"),
+        ("route --fit loose -o x", 65, "loose: thread t: message a replies to gone, which is no message before it"),
         ("cp log same; ln same link; route --fit same -o link", 2, "-o link is the log itself, which would be lost"),
         ("for i in {1..30}; do cat log; done > many; route --fit many -o x", 2, "2 different prompts; --fit needs at least 5"),
     ],
@@ -193,6 +194,10 @@ def test_mistakes_are_one_line(sh, work, line, status, said):
     (work / "l.toml").write_text('rules = [{ learned = "broken", target = "a" }]\n')
     (work / "m.toml").write_text('rules = [{ keywords = "x", above = 0.5, target = "a" }]\n')
     (work / "broken").write_text('{"kind": "mllm-pipe router", "version": 1, "classes": ["strong"]}')
+    (work / "loose").write_text(
+        '{"v":1,"type":"message","thread":"t","id":"q","role":"user","content":"?"}\n'
+        '{"v":1,"type":"message","thread":"t","id":"a","role":"assistant","content":"!","reply_to":"gone"}\n'
+        '{"v":1,"type":"verdict","thread":"t","id":"v","about":["a"],"pass":true}\n')
     said = said.replace("log: no whole", "broken: no whole")
     assert sh(line) == (status, "", f"route: {said}\n")
 
@@ -253,6 +258,16 @@ def test_where_the_strong_one_is_no_better_no_share_of_a_gap_is_told(sh, work):
         "accuracy: 0.500\n"
         "strong share: 0.500, gap recovered: -\n"
         "weak alone: 1.000, strong alone: 0.500, best single: weak\n"), "")  # fmt: skip
+
+
+def test_a_router_that_is_there_is_replaced_whole_or_not_at_all(sh, work):
+    log(work, targets())
+    (work / "router.json").write_text("the old one")
+    (work / "link").symlink_to("router.json")
+    ran = sh("trap '' XFSZ; ulimit -f 1; route --fit log -o link; cat router.json; ls")
+    assert ran == (0, "the old onelink\nlog\nmllm.toml\nrouter.json\n", "route: link: File too large; it is as it was\n")
+    ran = sh("route --fit log -o link > /dev/null; jq .version link; ls")
+    assert ran == (0, "1\nlink\nlog\nmllm.toml\nrouter.json\n", "")
 
 
 def test_a_stream_that_was_saved_is_a_log_as_a_thread_file_is(sh, work):

@@ -96,7 +96,12 @@ def _of_threads(path: str, values: list[tuple[int, bytes, Any]]) -> Log:
             except BadRecord as fault:
                 raise BadRecord(f"{path}: line {number}: {fault}") from None
         threads.setdefault(value["thread"], Thread(value["thread"])).add(value, line)
-    judged = [one for thread in threads.values() for one in _judged(thread)]
+    judged = []
+    for thread in threads.values():
+        try:
+            judged += _judged(thread)
+        except BadRecord as fault:
+            raise BadRecord(f"{path}: thread {thread.id}: {fault}") from None
     names = sorted({agent for _, found in judged for agent in found})
     if len(names) != 2:
         rows = [Row(messages, agent, 0.0, 0.0) for messages, found in judged for agent, right in found.items() if right]
