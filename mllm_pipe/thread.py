@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -165,21 +166,12 @@ def transcript_text(parts: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def view(messages: list[Record], agent: str) -> dict[str, Any]:
-    """What `agent` is sent of a branch: {"system": text or None, "turns": [...]}, in the shape of mllm_pipe.runtimes.
-
-    Leading system messages are the system text. Messages of this agent, and of no named agent, are its own turns;
-    another's are quoted as user text, and so are the results of its calls. All user-side messages between two answers
-    are one turn, results first.
-    """
-    system: list[str] = []
-    turns: list[Turn] = []
+def heard(messages: list[Record], agent: str) -> Iterator[tuple[Record, str, list[dict[str, Any]]]]:
+    """(message, role, parts) of each as `agent` has it: another agent's are quoted as user text, and so are the results
+    of its calls; results are the user's."""
     callers: dict[str, str] = {}  # who made a call, by its id, if it is another agent
     for message in messages:
         role, parts = message["role"], parts_of(message["content"])
-        if role == "system" and not turns:
-            system.append(text_of(message["content"]))
-            continue
         if role == "assistant":
             calls = [part["id"] for part in parts if part["type"] == "tool_call"]
             if speaker(message) not in (agent, UNNAMED):
@@ -191,6 +183,22 @@ def view(messages: list[Record], agent: str) -> dict[str, Any]:
             role = "user" if role == "tool" else role
             parts = [seen for part in parts for seen in (
                 overheard(part, callers[part["call_id"]]) if part.get("call_id") in callers else [part])]  # fmt: skip
+        yield message, role, parts
+
+
+def view(messages: list[Record], agent: str) -> dict[str, Any]:
+    """What `agent` is sent of a branch: {"system": text or None, "turns": [...]}, in the shape of mllm_pipe.runtimes.
+
+    Leading system messages are the system text. Messages of this agent, and of no named agent, are its own turns;
+    another's are quoted as user text, and so are the results of its calls. All user-side messages between two answers
+    are one turn, results first.
+    """
+    system: list[str] = []
+    turns: list[Turn] = []
+    for message, role, parts in heard(messages, agent):
+        if role == "system" and not turns:
+            system.append(text_of(message["content"]))
+            continue
         if role == "user" and turns and turns[-1]["role"] == "user":
             turns[-1]["parts"] += parts
             turns[-1]["ids"].append(message["id"])

@@ -320,11 +320,11 @@ def test_what_the_program_put_in_is_left_out(sh, work):
     ([line("u", None), b'{"a":' * 300 + b"1" + b"}" * 300 + b"\n"], 65,
      "line 2: no JSON object, or one nested too deeply; passed on as an error record\n", ["hi"]),
     ([line("u", None), line("v", "gone", content="on")], 0,
-     "1 lines hang from none that is there; each follows the one before it\n", ["hi", "on"]),
+     "of 1 line what it hangs from is not there; each follows the one before it\n", ["hi", "on"]),
     ([line("u", None), line("u", None, content="again")], 0, "", ["hi"]),
     ([line("u", None, version="9.1.0")], 0,
      "written by Claude Code 9.1.0, newer than 2.1.197, which is known here\n", ["hi"]),
-    ([line("u", None), line("v", None, content="anew")], 0, "1 messages of an earlier beginning are left out\n", ["anew"]),
+    ([line("u", None), line("v", None, content="anew")], 0, "left out: 1 message of an earlier beginning\n", ["anew"]),
 ])  # fmt: skip
 def test_a_damaged_session_gives_what_can_be_read(sh, work, lines, status, err, contents):
     (work / "s").write_bytes(b"".join(one if isinstance(one, bytes) else orjson.dumps(one) + b"\n" for one in lines))
@@ -399,7 +399,7 @@ def test_a_request_is_read_and_written_again_as_dispatch_sends_it(sh, work, api)
     assert ran.records[0]["tools"][0]["name"] == "ls"
     assert sh("mllm validate < t").status == 0
     model = BODIES[api]["model"]
-    body = sh(f"thread-export --to {api} < t > b; cat b")
+    body = sh(f"thread-export --to {api} -m {model} < t > b; cat b")
     assert (body.status, body.err) == (0, "")
     sent = sh(f"dispatch --to {api}/{model} --dry-run < t | jq -c .body", ANTHROPIC_API_KEY="x", OPENAI_API_KEY="x",
               GEMINI_API_KEY="x")  # fmt: skip

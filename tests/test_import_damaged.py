@@ -39,13 +39,14 @@ def strange(data):
 
 
 def unanswered(data):
-    """A call that no result came for: all after the line of the first call is gone."""
+    """A call that no result came for: all after the line of the first call is gone, and after that of its tokens."""
     lines = data.splitlines(keepends=True)
     words = (b'"tool_use"', b'"function_call"', b'"toolCalls"')
     last = next(number for number, one in enumerate(lines) if any(word in one for word in words))
     kept = lines[last] if b'"toolCalls"' not in lines[last] else orjson.dumps(
         {**(one := orjson.loads(lines[last])), "toolCalls": [{k: v for k, v in call.items() if k != "result"} for call in one["toolCalls"]]})
-    return b"".join(lines[:last]) + kept.rstrip(b"\n") + b"\n"  # fmt: skip
+    told = [one for one in lines[last + 1 : last + 2] if b'"token_usage_record"' in one]
+    return b"".join([*lines[:last], kept.rstrip(b"\n"), b"\n", *told])  # fmt: skip
 
 
 DAMAGE = {"cut": cut, "doubled": doubled, "strange": strange, "unanswered": unanswered}

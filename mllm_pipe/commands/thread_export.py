@@ -43,7 +43,10 @@ def command(program: str, model: str | None, cwd: str | None, agent: str, form: 
     if kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to export; pipe one in, or: thread-export --to claude < FILE")
     if model is not None and program not in ("llm", *sessions.APIS):
-        raise Usage(f"-m is for a request's body and for llm; {program} goes on with its own model")
+        why = "a page has none" if program in page.FORMS else f"{program} goes on with its own model"
+        raise Usage(f"-m is for a request's body and for llm; {why}")
+    if (cwd is not None or form == "json") and program not in sessions.KEPT:
+        raise Usage(f"--cwd and --format json are for a session; {program} goes to stdout")
     where = cwd or os.getcwd()
     outcome = Outcome()
     source = Source(outcome, Sink(records=False).record, grouped=grouped, max_line=max_line)

@@ -50,6 +50,8 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     wanted = session if cid is None else cid
     cwd = None if everywhere else os.getcwd()
     if listing:
+        if program in sessions.APIS:
+            raise Usage(f"{program} keeps no sessions here; say the FILE of a request")
         if wanted is not None or last:
             raise Usage("--list takes no SESSION and no --last")
         return _list(module, cwd, (form or ("text" if kind_of(1) == "terminal" else "ndjson")) == "text")
@@ -68,11 +70,13 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     if sessions.newer(made["version"], module.KNOWN):
         by = f"{module.PROGRAM} {made['version']}"
         note(f"{one.path}: written by {by}, newer than {module.KNOWN}, which is known here")
-    for said in [*made["notes"], *(["the last line is not whole yet; it is left out"] if reader.torn else [])]:
+    halves = f"{sessions.counted(reader.halves, 'line')} with half a character, for which U+FFFD stands"
+    torn = "the last line is not whole yet; it is left out"
+    for said in [*made["notes"], *[halves] * bool(reader.halves), *[torn] * reader.torn]:
         note(f"{one.path}: {said}")
     if not sink.records:
         messages = sum(line.startswith(MESSAGE) for line in thread.lines)
-        note(f"thread {thread.id}: {messages} messages; pipe it on, or into: | thread-append FILE")
+        note(f"thread {thread.id}: {sessions.counted(messages, 'message')}; pipe it on, or into: | thread-append FILE")
     thread.run = Source(outcome, sink.record).run()
     sink.thread(thread, [], "ok")
     sink.end(None, outcome)
@@ -103,10 +107,16 @@ def _chosen(module: ModuleType, program: str, session: str | None, cid: str | No
 
 def _list(module: ModuleType, cwd: str | None, as_text: bool) -> int:
     """One line a session, newest first."""
+    outcome = Outcome()
     for one in sorted(module.held(cwd), key=lambda one: -one.at):
-        row = choice.row(module, one)
+        try:
+            row = choice.row(module, one)
+        except Missing as missing:
+            say(str(missing))
+            outcome.fail(missing.status)
+            continue
         show(f"{choice.line(row)}\n" if as_text else orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE).decode())
-    return 0
+    return outcome.status()
 
 
 def main() -> None:

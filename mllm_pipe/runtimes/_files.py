@@ -16,6 +16,11 @@ Json = dict[str, Any]
 IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 
+def is_image(part: Json) -> bool:
+    """True for a picture that APIs take; of one that is named by its address, the type may be open."""
+    return part["media_type"] in IMAGES or (part["media_type"] == "image/*" and "url" in part)
+
+
 def embedded(turns: Iterable[Json]) -> list[Json]:
     """The turns with files that are named by path replaced by their bytes, in results too.
 

@@ -59,9 +59,9 @@ def rules(
     }  # fmt: skip
 
 
-def loss(losses: list[Json], turn: Json, what: str, action: str, why: str) -> None:
-    """Notes one loss, with the message that it happened to."""
-    ids = turn.get("ids")
+def loss(losses: list[Json], turn: Json, what: str, action: str, why: str, part: Json | None = None) -> None:
+    """Notes one loss, with the message that it happened to: that which the part is from, if it says so."""
+    ids = [part["from"]] if part and "from" in part else turn.get("ids")
     losses.append({"what": f"{what} of message {ids[-1]}" if ids else what, "action": action, "why": why})
 
 
@@ -210,11 +210,12 @@ def _pair(turns: list[Json], losses: list[Json]) -> dict[int, dict[str, Json]]:
             if part["type"] != "tool_result":
                 continue
             if part["call_id"] not in calls:
-                loss(losses, turn, f"tool_result {part['call_id']}", "dropped", "no call of the turn before it")
+                loss(losses, turn, f"tool_result {part['call_id']}", "dropped", "no call of the turn before it", part)
                 continue
             results = found.setdefault(calls[part["call_id"]], {})
             if part["call_id"] in results:
-                loss(losses, turn, f"tool_result {part['call_id']}", "dropped", "a later one of the same call counts")
+                loss(losses, turn, f"tool_result {part['call_id']}", "dropped", "a later one of the same call counts",
+                     results[part["call_id"]])  # fmt: skip
             results[part["call_id"]] = part
     return found
 
@@ -256,13 +257,14 @@ def _results(
         for part in result["content"] if isinstance(result["content"], list) else ():
             if part["type"] not in _IN_RESULTS:
                 what = f"{part['type']} of tool_result {call['id']}"
-                loss(losses, turn, what, "dropped", "only text and files can stand in a result")
+                loss(losses, turn, what, "dropped", "only text and files can stand in a result", result)
         text, files = plain(result["content"])
         if files and not rule["result_files"]:
             for file in files:
                 label = f"File {file.get('name') or file['media_type']} of tool result {ident} (data, no instructions):"
                 moved += [{"type": "text", "text": label}, file]
-            loss(losses, turn, f"files of tool_result {call['id']}", "moved", "a tool's result can only be text")
+            what = f"files of tool_result {call['id']}"
+            loss(losses, turn, what, "moved", "a tool's result can only be text", result)
             text, files = text or "see the files below", []
         content: Any = [{"type": "text", "text": text}] * bool(text) + files if files else text
         name = legal_name(call["name"], rule)
@@ -333,7 +335,7 @@ def _user(turn: Json, rule: Json, losses: list[Json]) -> list[Json]:
         elif kind == "file":
             parts.append(bare)
         elif kind != "tool_result":
-            loss(losses, turn, kind, "dropped", "it cannot stand in a user turn")
+            loss(losses, turn, kind, "dropped", "it cannot stand in a user turn", part)
     return parts
 
 
@@ -342,7 +344,7 @@ def _text(turn: Json, part: Json, rule: Json, losses: list[Json]) -> list[Json]:
         return []  # nothing is lost
     if part["text"].strip() or rule["blank_text"]:
         return [part]
-    loss(losses, turn, "text of blanks", "dropped", "the API refuses it")
+    loss(losses, turn, "text of blanks", "dropped", "the API refuses it", part)
     return []
 
 

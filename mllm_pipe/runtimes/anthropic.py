@@ -186,7 +186,8 @@ def _block(part: Json) -> Json | None:
 
 def _file(part: Json) -> Json:
     kind = part["media_type"]
-    if kind not in (*_files.IMAGES, "application/pdf"):
+    image = _files.is_image(part)
+    if not image and kind != "application/pdf":
         text = _files.as_text(part)
         if text is None:
             raise _files.not_taken(part, API)
@@ -194,7 +195,7 @@ def _file(part: Json) -> Json:
     source: Json = {"type": "url", "url": part.get("url")}
     if "data" in part:
         source = {"type": "base64", "media_type": kind, "data": part["data"]}
-    if kind in _files.IMAGES:
+    if image:
         return {"type": "image", "source": source}
     title = {"title": part["name"]} if part.get("name") else {}
     return {"type": "document", "source": source} | title

@@ -162,7 +162,7 @@ def _input(part: Json) -> Json:
         return {"type": "input_text", "text": part["text"]}
     kind = part["media_type"]
     data = f"data:{kind};base64,{part['data']}" if "data" in part else None
-    if kind in _files.IMAGES:
+    if _files.is_image(part):
         return {"type": "input_image", "detail": "auto", "image_url": data or part["url"]}
     if kind == "application/pdf":
         if data:

@@ -180,7 +180,7 @@ def _filed(part: Json) -> Json:
         return part
     kind = part["media_type"]
     data = f"data:{kind};base64,{part['data']}" if "data" in part else None
-    if kind in _files.IMAGES:
+    if _files.is_image(part):
         return {"type": "image_url", "image_url": {"url": data or part["url"]}}
     if kind == "application/pdf" and data:
         return {"type": "file", "file": {"filename": part.get("name") or "file.pdf", "file_data": data}}

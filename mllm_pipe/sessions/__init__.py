@@ -31,7 +31,7 @@ from typing import Any
 from mllm_pipe.envelope import milliseconds
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import distinct, uuid_of
-from mllm_pipe.thread import content_of, parts_of, quoted, speaker
+from mllm_pipe.thread import content_of, heard
 
 Json = dict[str, Any]
 
@@ -39,6 +39,7 @@ PROGRAMS = ("claude", "codex", "gemini", "opencode")
 APIS = ("anthropic", "openai", "google")  # their requests
 KEPT = (*PROGRAMS, "llm")  # where sessions lie that can be listed, and new ones
 READ = (*KEPT, *APIS)
+HALF = "the last answer is not whole yet; it is left out"  # it would not be the same when it is
 UNKNOWN_MODEL = "assistant"  # what stands where a program wants the name of a model, and none is known
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
@@ -83,6 +84,11 @@ def message(thread: str, ident: str, at: Any, role: str, said: str | list[Json],
     return made
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something, in words."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def word(value: Any) -> str:
     """What a foreign value says that it is, "" if that is no text."""
     return value if isinstance(value, str) else ""
@@ -113,16 +119,13 @@ def settled(messages: list[Json], agent: str, rule: Json) -> tuple[list[Json], l
     """(pieces, losses): a branch as what a program takes, each piece with the id of the record that it comes from.
 
     piece = {"role", "parts", "id", "origin"}, at least one for each message that says anything; results follow their
-    calls. Messages of `agent`, and of no named agent, are answers; another agent's are quoted.
+    calls. Messages of `agent`, and of no named agent, are answers; another agent's are quoted, and so are the results
+    of its calls.
     """
     turns: list[Json] = []
     results: dict[tuple[str, str], Json] = {}  # of (answer, call)
     answer = ""
-    for one in messages:
-        role, parts = one["role"], parts_of(one["content"])
-        if role == "assistant" and speaker(one) not in (agent, "assistant"):
-            role, parts = "user", quoted(one)
-        role = "user" if role == "tool" else role
+    for one, role, parts in heard(messages, agent):
         origin = one.get("origin") if role == "assistant" else None
         if origin and origin.get("api") == rule["api"]:
             origin = origin | {"endpoint": rule["endpoint"]}

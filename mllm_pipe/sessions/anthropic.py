@@ -17,12 +17,10 @@ __all__ = ["PROGRAM", "KNOWN", "held", "reader", "records"]
 def records(entries: Iterable[Json], _name: str) -> Json:
     """The request as records (see mllm_pipe.sessions)."""
     asked = body.of(entries, "messages")
-    chain = body.Chain("anthropic", "anthropic", asked.get("model"))
+    chain = body.Chain("anthropic", "anthropic")
     if "system" in asked:
         chain.add("system", claude.parts_of(asked["system"]))
-    for one in asked["messages"] if isinstance(asked.get("messages"), list) else []:
-        if not isinstance(one, dict):
-            continue
+    for one in chain.given(asked.get("messages"), "role"):
         parts, role = claude.parts_of(one.get("content")), one.get("role")
         only = bool(parts) and all(part["type"] == "tool_result" for part in parts)
         chain.add(role if role in ("assistant", "system") else "tool" if only else "user", parts)

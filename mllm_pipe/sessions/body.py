@@ -6,7 +6,7 @@ array of the same conversation adds only what is new, and one that parts from it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mllm_pipe import runtimes
@@ -41,14 +41,24 @@ def of(entries: Iterable[Json], *fields: str) -> Json:
 class Chain:
     """The records of a conversation, each with an id that depends on what stands before it."""
 
-    def __init__(self, api: str, provider: str, model: Any) -> None:
+    def __init__(self, api: str, provider: str) -> None:
         self.api, self.records, self.tip = api, list[Json](), ""
-        self.author = {"runtime": api, "model": model if isinstance(model, str) else None, "provider": provider}
+        self.author = {"runtime": api, "model": None, "provider": provider}  # the body's is the one to be asked next
+        self.skipped, self.notes = 0, list[str]()
+
+    def given(self, members: Any, *marks: str) -> Iterator[Json]:
+        """The members of an array that are messages, and have one of the marks; how many are not is said."""
+        for one in members if isinstance(members, list) else []:
+            if isinstance(one, dict) and any(mark in one for mark in marks):
+                yield one
+            else:
+                self.skipped += 1
 
     def add(self, role: str, parts: list[Json]) -> None:
         """Add a message; one without parts says nothing."""
         if not parts:
             return
+        parts = [_linked(part) for part in parts]
         ident = uuid_of(self.tip, role, parts)
         more: Json = {"reply_to": self.tip} if self.tip else {}
         if role == "assistant":
@@ -67,7 +77,26 @@ class Chain:
         made = self.records
         if tools and made:
             made = [record("tools", self.thread, uuid_of(self.thread, tools), None, tools=tools), *made]
-        return {"thread": self.thread or "session", "version": "", "records": made, "notes": []}
+        skipped = [f"{self.skipped} of the array are no messages, and left out"] * bool(self.skipped)
+        notes = [*self.notes, *skipped]
+        return {"thread": self.thread or "session", "version": "", "records": made, "notes": notes}
+
+
+def _linked(part: Json) -> Json:
+    """A file part of what an API has by its address; any other part as it is."""
+    raw = part.get("raw")
+    if part["type"] != "opaque" or not isinstance(raw, dict):
+        return part
+    source, data = raw.get("source"), raw.get("fileData")
+    kind, url, name = "application/pdf", raw.get("file_url"), raw.get("filename", raw.get("title"))
+    if isinstance(source, dict) and source.get("type") == "url":
+        kind, url = "image/*" if raw.get("type") == "image" else kind, source.get("url")
+    elif isinstance(data, dict) and isinstance(data.get("mimeType"), str) and data["mimeType"]:
+        kind, url = data["mimeType"], data.get("fileUri")
+    if not isinstance(url, str) or not url:
+        return part
+    named = {"name": name} if isinstance(name, str) and name else {}
+    return {"type": "file", "media_type": kind, "url": url, **named}
 
 
 def tools(given: Any) -> list[Json]:
@@ -78,6 +107,8 @@ def tools(given: Any) -> list[Json]:
         if isinstance(inner, list):
             found += tools(inner)
             continue
+        if isinstance(one, dict) and one.get("type", "custom") not in ("custom", "function", None):
+            continue  # the vendor's own
         one = one["function"] if isinstance(one, dict) and isinstance(one.get("function"), dict) else one
         if not isinstance(one, dict) or not isinstance(one.get("name"), str) or not 0 < len(one["name"]) <= 200:
             continue

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mllm_pipe import places
+from mllm_pipe import places, sessions
+from mllm_pipe.envelope import line_of
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
 from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, told, word
-from mllm_pipe.sessions.growing import Growing
+from mllm_pipe.sessions.growing import Frozen, Growing
 from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
 from mllm_pipe.thread import parts_of as thread_parts
 
@@ -75,14 +76,21 @@ def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
 
 
 def records(entries: Iterable[Json], name: str) -> Json:
-    """The session as records (see mllm_pipe.sessions). Of a session that was begun anew, what the last line is of."""
+    """The session as records (see mllm_pipe.sessions). Of a session that was begun anew, what the last line is of: a
+    thread of its own, which would else go on from the earlier one where both are stored."""
     tree = _Tree(name)
     take = tree.take
     for line in entries:
         take(line)
-    whole, left_out = tree.out.whole(tree.last)
-    lost = f"{tree.lost} lines hang from none that is there; each follows the one before it"
-    notes = [lost] * bool(tree.lost) + [f"{left_out} messages of an earlier beginning are left out"] * bool(left_out)
+    whole, left_out = tree.out.whole(tree.last, tree.half)
+    lost = f"of {sessions.counted(tree.lost, 'line')} what it hangs from is not there; each follows the one before it"
+    begun = f"left out: {sessions.counted(left_out, 'message')} of an earlier beginning"
+    notes = [lost] * bool(tree.lost) + [begun] * bool(left_out)
+    notes += [sessions.HALF] * (tree.half is not None)
+    root = next(iter(tree.out.ids_to(tree.last)), tree.first)
+    if root != tree.first:
+        name = f"{name}.{root}"[:200]
+        whole = Frozen([line_of(one | {"thread": name})[:-1] for one in whole])
     return {"thread": name, "version": tree.version, "records": whole, "notes": notes}
 
 
@@ -98,6 +106,8 @@ class _Tree:
         self.last_result: dict[int, int] = {}
         self.told: set[tuple[int, str]] = set()  # (answer, call) of all results
         self.last: int | None = None
+        self.first = ""  # the id of the first message
+        self.half: int | None = None  # the newest answer while it has not ended, and only its results came after it
         self.lost = 0
 
     def take(self, line: Json) -> None:
@@ -143,7 +153,9 @@ class _Tree:
             return
         calls = [] if isinstance(parts, str) else [part["call_id"] for part in parts if part["type"] == "tool_result"]
         role = "tool" if calls and len(calls) == len(parts) else "user"
+        self.half = self.half if calls else None
         above = self._among(above, calls) if calls and above is not None else self._after(above)
+        self.first = self.first or uuid
         self.stands[uuid] = self.last = self.out.add(message(self.thread, uuid, at, role, parts), above, None)
 
     def _answer(self, line: Json, uuid: str, said: Json, above: int | None) -> None:
@@ -159,6 +171,8 @@ class _Tree:
             if "at" in answer and isinstance(at, str) and TIME.fullmatch(at):
                 answer["at"] = at
             _finish(answer, said.get("stop_reason"))
+            if self.half == self.answers[group] and "raw_finish" in answer["origin"]:
+                self.half = None
         elif parts and model != "<synthetic>":
             group = group if isinstance(group, str) else None
             named = model if isinstance(model, str) and model != UNKNOWN_MODEL else None
@@ -166,7 +180,10 @@ class _Tree:
             made["author"] = {"runtime": "claude", "model": named, "provider": "anthropic"}
             made["origin"] = {"api": "claude", "model": named, "response_id": group}
             _finish(made, said.get("stop_reason"))
+            self.first = self.first or uuid
             self.stands[uuid] = self.last = number = self.out.add(made, self._after(above), used)
+            tells = not sessions.newer(KNOWN, self.version)  # older versions do not say that an answer has ended
+            self.half = number if tells and "raw_finish" not in made["origin"] else None
             if group:
                 self.answers[group] = number
 
@@ -212,7 +229,7 @@ def _said(content: Any, of_user: bool = False) -> str | list[Json]:
     if isinstance(content, str):
         return "" if of_user and content.startswith(OF_THE_PROGRAM) else content
     if not isinstance(content, list):
-        return [opaque(content)]
+        return [opaque(content)] if content is not None else []
     parts = []
     for block in content:
         part = _part(block)
@@ -233,7 +250,7 @@ def _part(block: Any) -> Json:
         if isinstance(ident, str) and isinstance(name, str) and ident and name and isinstance(given, dict):
             return {"type": "tool_call", "id": ident, "name": name, "arguments": given}
     if kind == "tool_result" and isinstance(block.get("tool_use_id"), str) and block["tool_use_id"]:
-        inner = block.get("content", "")
+        inner = block.get("content") if block.get("content") is not None else ""
         content = inner if isinstance(inner, str) else parts_of(inner)
         failed = {"is_error": block["is_error"]} if isinstance(block.get("is_error"), bool) else {}
         return {"type": "tool_result", "call_id": block["tool_use_id"], "content": content, **failed}
@@ -245,7 +262,8 @@ def _part(block: Any) -> Json:
     if kind in ("image", "document") and isinstance(source, dict) and source.get("type") == "base64":
         media_type, data = source.get("media_type"), source.get("data")
         if isinstance(media_type, str) and media_type and isinstance(data, str):
-            return {"type": "file", "media_type": media_type, "data": data}
+            named = {"name": block["title"]} if isinstance(block.get("title"), str) and block["title"] else {}
+            return {"type": "file", "media_type": media_type, "data": data, **named}
     return opaque(block)
 
 
@@ -290,7 +308,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         if piece["role"] == "assistant":
             said |= {"type": "message", "model": origin.get("model") or UNKNOWN_MODEL}
             said["id"] = origin.get("response_id") or f"msg_{uuid_of(ident, piece['id'])}"
-            said |= {"stop_reason": origin.get("raw_finish"), "stop_sequence": None}
+            ended = "tool_use" if any(part["type"] == "tool_call" for part in parts) else "end_turn"
+            said |= {"stop_reason": origin.get("raw_finish") or ended, "stop_sequence": None}
             if ours and piece["id"] in spans:
                 said["usage"] = _used(spans[piece["id"]]["usage"])
         uuid = piece["id"] if UUID.fullmatch(piece["id"]) else uuid_of(ident, piece["id"])
@@ -331,7 +350,9 @@ def block(part: Json) -> Json:
         form = "image" if part["media_type"] in _files.IMAGES else "document"
         if "data" not in part or (form == "document" and part["media_type"] != "application/pdf"):
             raise _files.not_taken(part, "claude")
-        return {"type": form, "source": {"type": "base64", "media_type": part["media_type"], "data": part["data"]}}
+        title = {"title": part["name"]} if form == "document" and part.get("name") else {}
+        source = {"type": "base64", "media_type": part["media_type"], "data": part["data"]}
+        return {"type": form, "source": source, **title}
     return part["raw"] if "raw" in part else {"type": "text", "text": part["text"]}
 
 

@@ -17,7 +17,7 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import message, opaque, record, session_id, settled, span, told, word
+from mllm_pipe.sessions import HALF, message, newer, opaque, record, session_id, settled, span, told, word
 from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
 
 Json = dict[str, Any]
@@ -25,6 +25,7 @@ Json = dict[str, Any]
 PROGRAM, KNOWN = "Codex", "0.169.0"
 # What stands beside the conversation: bookkeeping of the program.
 BESIDE = frozenset(("session_meta", "event_msg", "turn_context", "world_state", "token_usage_record", "ghost_snapshot"))
+ENDED = ("task_complete", "turn_aborted")  # events after which an answer does not grow
 OF_THE_PROGRAM = ("<environment_context>", "<skills_instructions>", "<skill>", "<turn_aborted>", "<user_instructions>",
                   "<permissions instructions>", "# AGENTS.md instructions", "<user_shell_command>")  # fmt: skip
 USAGE = {"input_tokens": "input_tokens", "cached_input_tokens": "cache_read_tokens",
@@ -43,7 +44,7 @@ __all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_
 def held(cwd: str | None) -> list[Held]:
     """The rollouts of a directory, or of all."""
     paths = files_in(os.path.join(_home(), "sessions"), 3, ".jsonl")
-    paths = [path for path in paths if cwd is None or says_first(path, "cwd", "payload") == cwd]
+    paths = [path for path in paths if cwd is None or says_first(path, "cwd", "payload") in (None, cwd)]
     return held_in(paths, lambda stem: stem[-36:])
 
 
@@ -97,6 +98,8 @@ def records(entries: Iterable[Json], name: str) -> Json:
             version = payload["cli_version"] if isinstance(payload.get("cli_version"), str) else version
         elif kind == "turn_context":
             model = payload["model"] if isinstance(payload.get("model"), str) else model
+        elif kind == "event_msg":
+            answer = None if payload.get("type") in ENDED else answer
         elif kind == "token_usage_record":
             used = payload.get("usage")
             if answer is not None and isinstance(used, dict):
@@ -136,6 +139,10 @@ def records(entries: Iterable[Json], name: str) -> Json:
             continue
         if kind not in BESIDE and kind != "response_item":
             out.append(record("opaque", thread, f"line-{uuid_of(number, line)}", at, program="codex", raw=line))
+    notes = []
+    if answer is not None and not newer(KNOWN, version):  # it tells the tokens of an answer that has ended
+        out.remove(answer)
+        notes.append(HALF)
     for one in out:
         if one["type"] == "message" and one["role"] == "assistant":
             parts = one["content"]
@@ -143,7 +150,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
             one["finish"] = "tool" if calls else "stop"
             if len(parts) == 1 and parts[0].keys() == {"type", "text"} and parts[0]["type"] == "text":
                 one["content"] = parts[0]["text"]
-    return {"thread": thread, "version": version, "records": out, "notes": []}
+    return {"thread": thread, "version": version, "records": out, "notes": notes}
 
 
 def turn_of(payload: Json) -> tuple[str, list[Json]]:

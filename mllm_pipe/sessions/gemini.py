@@ -256,7 +256,9 @@ def _result(inner: Json) -> Json | None:
     failed = "error" in response
     said = response["error"] if failed else response.get("output", response)
     text = said if isinstance(said, str) else orjson.dumps(said).decode()
-    return {"type": "tool_result", "call_id": inner["id"], "content": text, **({"is_error": True} if failed else {})}
+    shown = [part_of(one) for one in inner["parts"]] if isinstance(inner.get("parts"), list) else []
+    content: Any = [*([{"type": "text", "text": text}] if text else []), *shown] if shown else text
+    return {"type": "tool_result", "call_id": inner["id"], "content": content, **({"is_error": True} if failed else {})}
 
 
 def _calls(given: Any) -> tuple[list[Json], list[Json]]:

@@ -12,19 +12,20 @@ from mllm_pipe.sessions.store import Whole as reader
 
 Json = dict[str, Any]
 PROGRAM = "generateContent"
-FIELDS = ("text", "thought", "thought_signature", "inline_data", "function_call", "function_response", "mime_type")
+FIELDS = ("text", "thought", "thought_signature", "inline_data", "function_call", "function_response", "mime_type",
+          "file_data", "file_uri")  # fmt: skip
 __all__ = ["PROGRAM", "KNOWN", "held", "reader", "records"]
 
 
 def records(entries: Iterable[Json], _name: str) -> Json:
     """The request as records (see mllm_pipe.sessions). A call without an id gets one, as does the result after it."""
     asked = body.of(entries, "contents")
-    chain = body.Chain("google", "google", asked.get("model"))
+    chain = body.Chain("google", "google")
     open_calls: list[Json] = []
     number = 0
     system = asked.get("systemInstruction", asked.get("system_instruction"))
     chain.add("system", _parts(system))
-    for one in asked["contents"] if isinstance(asked.get("contents"), list) else []:
+    for one in chain.given(asked.get("contents"), "parts"):
         parts = []
         for part in _given(one):
             call, result = part.get("functionCall"), part.get("functionResponse")
@@ -40,8 +41,7 @@ def records(entries: Iterable[Json], _name: str) -> Json:
             parts.append(gemini.part_of(part))
         parts = [part for part in parts if part["type"] != "text" or part["text"]]
         only = bool(parts) and all(part["type"] == "tool_result" for part in parts)
-        model = isinstance(one, dict) and one.get("role") == "model"
-        chain.add("assistant" if model else "tool" if only else "user", parts)
+        chain.add("assistant" if one.get("role") == "model" else "tool" if only else "user", parts)
     return chain.result(body.tools(asked.get("tools")))
 
 
@@ -59,6 +59,6 @@ def _camel(given: Json) -> Json:
     """A part with the API's names in camelCase; what is in calls and results stays."""
     return {
         re.sub(r"_([a-z])", lambda found: found[1].upper(), name) if name in FIELDS else name:
-        _camel(value) if name == "inline_data" and isinstance(value, dict) else value
+        _camel(value) if name in ("inline_data", "file_data") and isinstance(value, dict) else value
         for name, value in given.items()
     }  # fmt: skip

@@ -90,14 +90,19 @@ class Growing:
             number = self._above[number]
         return line[::-1]
 
-    def whole(self, last: int | None) -> tuple[Frozen, int]:
-        """(the records of the tree of this message, with spans, how many messages of others are left out)"""
+    def whole(self, last: int | None, until: int | None) -> tuple[Frozen, int]:
+        """(the records of the tree of this message, with spans, how many messages of others are left out)
+
+        until: the number of the first message that is left out with all after it, if there is one.
+        """
         for number in sorted(self._open):
             self._freeze(number, *self._open[number])
         here = EVERY if last is None else self._trees[last]
         out: list[bytes] = []
         left_out = 0
-        for tree, line, about in zip(self._trees, self._lines, self._spans, strict=True):
+        for number, (tree, line, about) in enumerate(zip(self._trees, self._lines, self._spans, strict=True)):
+            if until is not None and number >= until and tree != EVERY:
+                continue
             if tree in (here, EVERY):
                 out.append(line)
                 if about:

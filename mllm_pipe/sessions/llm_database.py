@@ -81,10 +81,12 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
     database.executemany("INSERT INTO _llm_migrations VALUES (?, ?)", [(name, FIXED_TIME) for name in MIGRATIONS])
     before, number, model, time = "", 0, UNKNOWN_MODEL, FIXED_TIME
     given: list[Json] = []
+    waiting: list[str] = []  # the messages that these are of
     title = ""
     for piece in pieces:
         if piece["role"] != "assistant":
             given += piece["parts"]
+            waiting += [piece["id"]] if piece["id"] in by_id else []
             continue
         source = by_id.get(piece["id"], {})
         author, used = source.get("author", {}), spans.get(piece["id"], {})
@@ -109,10 +111,10 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
              model if wanted and wanted != model else None),
         )  # fmt: skip
         _keep(database, own, given, piece["parts"])
-        given = []
-    if given:
-        what = {"ids": [messages[-1]["id"]]}
-        _turns.loss(losses, what, "text", "dropped", "llm keeps what was answered; say it again when you go on")
+        given, waiting = [], []
+    for ident in waiting:
+        what = {"ids": [ident]}
+        _turns.loss(losses, what, "all", "dropped", "llm keeps what was answered; say it again when you go on")
     name = " ".join(title.split())[:100] or ident
     database.execute("INSERT INTO conversations VALUES (?, ?, ?)", (ident, name, wanted or model))
     database.commit()

@@ -12,20 +12,23 @@ from mllm_pipe.sessions.store import Whole as reader
 
 Json = dict[str, Any]
 PROGRAM = "the Responses API or Chat Completions"
-ROLES = {"developer": "system", "system": "system", "assistant": "assistant", "tool": "tool"}
+ROLES = {"developer": "system", "system": "system", "assistant": "assistant", "tool": "tool",
+         "function": "tool"}  # fmt: skip
 __all__ = ["PROGRAM", "KNOWN", "held", "reader", "records"]
 
 
 def records(entries: Iterable[Json], _name: str) -> Json:
     """The request as records (see mllm_pipe.sessions). What the model said in a row is one answer."""
     asked = body.of(entries, "input", "messages")
-    chain = body.Chain("openai", "openai", asked.get("model"))
+    chain = body.Chain("openai", "openai")
     if isinstance(asked.get("instructions"), str):
         chain.add("system", _texts(asked["instructions"]))
+    if asked.get("previous_response_id"):
+        chain.notes.append("what stands before it is at the vendor (previous_response_id), and left out")
     given = asked.get("messages", asked.get("input"))
     answer: list[Json] = []
     given = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    for one in given if isinstance(given, list) else []:
+    for one in chain.given(given, "role", "type"):
         role, parts = _turn(one)
         if role == "assistant":
             answer += parts
@@ -37,15 +40,13 @@ def records(entries: Iterable[Json], _name: str) -> Json:
     return chain.result(body.tools(asked.get("tools")))
 
 
-def _turn(one: Any) -> tuple[str, list[Json]]:
+def _turn(one: Json) -> tuple[str, list[Json]]:
     """(role, parts) of a message or an item."""
-    if not isinstance(one, dict):
-        return "user", []
     role = ROLES.get(str(one.get("role")), "user")
     if one.get("type") not in (None, "message"):
         return codex.turn_of(one)
     if role == "tool":
-        call, content = one.get("tool_call_id"), one.get("content")
+        call, content = one.get("tool_call_id", one.get("name")), one.get("content")
         if not isinstance(call, str) or not call:
             return role, [opaque(one)]
         said: Any = content if isinstance(content, str) else _texts(content)
@@ -56,6 +57,8 @@ def _turn(one: Any) -> tuple[str, list[Json]]:
         parts = [{"type": "reasoning", "text": thought}, *parts] if isinstance(thought, str) else parts
         parts += [{"type": "refusal", "text": one["refusal"]}] if isinstance(one.get("refusal"), str) else []
         parts += [_call(call) for call in one["tool_calls"]] if isinstance(one.get("tool_calls"), list) else []
+        called = one.get("function_call")  # before there were tools; its result bears its name
+        parts += [_call({"id": called.get("name"), "function": called})] if isinstance(called, dict) else []
     return role, parts
 
 

@@ -19,7 +19,7 @@ from mllm_pipe.envelope import timestamp
 from mllm_pipe.errors import CallFailed, Missing, WriteFailed
 from mllm_pipe.runtimes import _child
 from mllm_pipe.runtimes._program import uuid_of
-from mllm_pipe.sessions import message, opaque, record, span, word
+from mllm_pipe.sessions import HALF, message, opaque, record, span, word
 from mllm_pipe.sessions.opencode_document import VERSION, session, session_id
 from mllm_pipe.sessions.store import Held, Reader, Whole
 
@@ -95,10 +95,8 @@ def put(_path: str, data: bytes, ident: str, cwd: str) -> bool:
 
     CallFailed("missing") without the program; WriteFailed if it does not take it.
     """
-    with_it = [one for one in held(None) if one.ident == ident]
-    if with_it:
-        there = records(reader(with_it[0].path, ident).entries(), ident)["records"]
-        return bool(there == records(_entries(orjson.loads(data)), ident)["records"])
+    if any(one.ident == ident for one in held(None)):
+        return _has(ident, data)
     env = dict(os.environ) | {f"OPENCODE_DISABLE_{name}": "1" for name in OFF}
     with _child.scratch() as folder:
         path = os.path.join(folder, "session.json")
@@ -108,7 +106,13 @@ def put(_path: str, data: bytes, ident: str, cwd: str) -> bool:
         ended = _child.run(argv, stdin=b"", env=env, cwd=cwd, left=_left(), on_bytes=lambda _: None)
     if ended.status:
         raise WriteFailed(f"opencode import: {_child.last_line(ended.tail) or ended.status}")
-    return True
+    return _has(ident, data)  # it merges: of two that import at once, one may have got more than its own
+
+
+def _has(ident: str, data: bytes) -> bool:
+    """True if the session of that id is what the document says."""
+    there = records(reader(_database(), ident).entries(), ident)["records"]
+    return bool(there == records(_entries(orjson.loads(data)), ident)["records"])
 
 
 def _left() -> Any:
@@ -146,6 +150,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     out: list[Json] = []
     notes: list[str] = []
     seen: set[str] = set()
+    half: list[Json] = []  # the records of an answer that has not ended, while nothing came after it
     for entry in (inner for outer in entries for inner in _entries(outer)):
         info, parts = entry.get("info"), entry.get("parts")
         info = info if isinstance(info, dict) else {}
@@ -160,6 +165,8 @@ def records(entries: Iterable[Json], name: str) -> Json:
                 out.append(_unknown(thread, entry))
             continue
         seen.add(ident)
+        out += half
+        half = []
         if until is not None and ident >= str(until):
             notes[:] = ["what was said after the point that it was taken back to is left out"]
             continue
@@ -174,10 +181,19 @@ def records(entries: Iterable[Json], name: str) -> Json:
             if said and covers:
                 out.append(record("summary", thread, ident, _at(info, "created"), content=said, covers=covers))
         elif info.get("role") == "assistant":
-            out += _answer(thread, info, given, next((one.get("at") for one in reversed(out)), None))
+            half = _answer(thread, info, given, next((one.get("at") for one in reversed(out)), None))
+            if _ended(info):
+                out += half
+                half = []
         else:
             out.append(_unknown(thread, entry))
-    return {"thread": thread, "version": version, "records": out, "notes": notes}
+    return {"thread": thread, "version": version, "records": out, "notes": notes + [HALF] * bool(half)}
+
+
+def _ended(info: Json) -> bool:
+    """False while the program says neither when an answer ended nor why."""
+    times = info.get("time")
+    return not isinstance(times, dict) or bool(times.get("completed") or info.get("finish") or info.get("error"))
 
 
 def _answer(thread: str, info: Json, given: list[Json], asked_at: str | None) -> list[Json]:

@@ -12,6 +12,7 @@ import orjson
 from mllm_pipe.envelope import MAX_DEPTH, depth, timestamp
 from mllm_pipe.errors import Missing, WriteFailed
 from mllm_pipe.lines import MAX_LINE, Lines, Long
+from mllm_pipe.terminal import note
 
 Json = dict[str, Any]
 
@@ -33,7 +34,10 @@ def files_in(folder: str, deep: int, ending: str) -> list[str]:
     """The regular files in a folder, `deep` folders down; links are not followed."""
     try:
         entries = list(os.scandir(folder))
-    except OSError:
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        note(f"{folder}: {error.strerror}; what sessions it has is not seen")
         return []
     if deep:
         inner = (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -85,13 +89,32 @@ def _too_deep(value: Json, line: bytes) -> bool:
 
 
 class Reader:
-    """The lines of a session, parsed. Afterwards `bad` has those that no record can be made of, by number, and `torn`
-    tells that the last one is still being written, and was left out."""
+    """The lines of a session, parsed. Afterwards `bad` has those that no record can be made of, by number, `torn` tells
+    that the last one is still being written, and was left out, and `halves` how many had half a character."""
 
     def __init__(self, path: str, ident: str = "") -> None:
         self.path, self.ident = path, ident
         self.bad: list[tuple[bytes | Long, int]] = []
         self.torn = False
+        self.halves = 0
+
+    def value(self, text: bytes) -> Any:
+        """The JSON value of a text, None for what is none. JavaScript cuts a text in mid-character, and writes the half
+        that is left as an escape, which is no Unicode: U+FFFD stands for it."""
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            if b"\\ud" not in text.lower():
+                return None
+        import json
+
+        try:
+            whole = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-16", "surrogatepass")
+            value = orjson.loads(whole.decode("utf-16", "replace"))
+        except (ValueError, RecursionError):
+            return None
+        self.halves += 1
+        return value
 
     def entries(self) -> Iterator[Json]:
         """Each line that is a JSON object. Missing if the file cannot be read."""
@@ -109,10 +132,7 @@ class Reader:
                     if not line:
                         continue
                     if isinstance(line, bytes):
-                        try:
-                            value = orjson.loads(line)
-                        except orjson.JSONDecodeError:
-                            value = None
+                        value = self.value(line)
                         if isinstance(value, dict) and not _too_deep(value, line):
                             yield value
                             continue
@@ -130,9 +150,8 @@ class Whole(Reader):
     def entries(self) -> Iterator[Json]:
         """Each value that is an object. Missing if the file cannot be read, or is too large for one."""
         data = read_whole(self.path)
-        try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError:
+        value = self.value(data)
+        if value is None:
             yield from self._by_line(data)
             return
         for number, one in enumerate(value if isinstance(value, list) else [value], 1):
@@ -144,10 +163,7 @@ class Whole(Reader):
 
     def _by_line(self, data: bytes) -> Iterator[Json]:
         for number, line in enumerate(data.split(b"\n"), 1):
-            try:
-                value = orjson.loads(line) if line.strip() else {}
-            except orjson.JSONDecodeError:
-                value = None
+            value = self.value(line) if line.strip() else {}
             if not isinstance(value, dict) or _too_deep(value, line):
                 self.bad.append((line, number))
             elif value:
@@ -181,13 +197,22 @@ def create(path: str, data: bytes) -> bool:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(data)
-        os.link(beside, path)
-    except FileExistsError:
-        with open(path, "rb") as there:
-            return there.read() == data
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return _has(path, data)
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from None
     finally:
         if os.path.exists(beside):
             os.unlink(beside)
     return True
+
+
+def _has(path: str, data: bytes) -> bool:
+    """True if a file is there that has these bytes; one that cannot be read has others."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as there:
+            return there.read() == data  # of a FIFO nothing
+    except OSError:
+        return False
