@@ -40,10 +40,11 @@ class Rules:
         conditions = Conditions(wrong)
         made = [_rule(entry, ("rules", place), children, conditions, wrong, folder)
                 for place, entry in enumerate(entries)]  # fmt: skip
-        names = [rule.name for rule in made]
-        for place, name in enumerate(names):
-            if name in names[:place]:
-                raise wrong(f"{name!r} is the name of two", "rules", place, "name")
+        names = set[str]()
+        for place, rule in enumerate(made):
+            if rule.name in names:
+                raise wrong(f"{rule.name!r} is the name of two", "rules", place, "name")
+            names.add(rule.name)
         self.rules = sorted(made, key=lambda rule: -rule.priority)  # stable
         self.searches = conditions.searches
         self.children = children
