@@ -1,4 +1,4 @@
-"""An answer that was asked for in a closed form, read to the letter: what a judge finds, where a router sends.
+"""An answer that was asked for in a closed form, read to the letter: what a judge finds, where a router sends, JSON.
 
 Where models look for a way around a form, what is nearly it is nothing: an answer that breaks off, says two things by
 one name, or says more than was asked is not read as the likeliest thing that it could mean.

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.closed_form import Invalid, json_of
 from mllm_pipe.contract import Schema, TooDeep, fault, sound
 from mllm_pipe.errors import Missing, Usage
-from mllm_pipe.thread import text_of
 
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\s+(int|float|bool|str))?(?:\s*:\s*(.*))?", re.DOTALL)
@@ -62,25 +62,11 @@ def _parsed(data: bytes, where: str) -> Any:
 
 def value_of(parts: list[dict[str, Any]], schema: Schema, seconds: float) -> tuple[Any, str]:
     """(the value that the answer's parts hold, "" or why it does not hold to the schema). CallFailed, as `fault`."""
-    value, why = json_of(parts)
     try:
-        return (None, why) if why else (value, fault(value, schema, seconds))
-    except TooDeep as deep:
-        return None, str(deep)
-
-
-def json_of(parts: list[dict[str, Any]]) -> tuple[Any, str]:
-    """(the value that an answer's parts hold, as data or as JSON text, "" or why there is none)."""
-    for part in parts:
-        if part["type"] == "data":
-            return part["value"], ""
-    text = text_of(parts).strip()
-    if text.startswith("```") and text.endswith("```"):  # the one wrapping that models cannot help
-        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        return orjson.loads(text), ""
-    except orjson.JSONDecodeError as error:
-        return None, f"it is no JSON ({error.msg})"
+        value = json_of(parts)
+        return value, fault(value, schema, seconds)
+    except (Invalid, TooDeep) as why:
+        return None, str(why)
 
 
 def with_value(parts: list[dict[str, Any]], value: Any) -> list[dict[str, Any]]:

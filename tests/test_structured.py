@@ -50,6 +50,13 @@ def test_a_mismatch_is_asked_once_more_and_then_status_5(sh, work, home):
     assert calls(home) == 4
 
 
+def test_an_answer_that_says_two_things_by_one_name_holds_to_no_schema(sh, work):
+    tape(work, text('{"n":1,"n":2}'), text('{"n":1,"n":2}'))
+    ran = sh("dispatch -q --to replay:tape --schema 'n int' --new --text q")
+    assert (ran.status, ran.out) == (5, "")
+    assert ran.err.endswith(" replay: twice it did not hold to the schema: 'n' comes twice in one object\n")
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_answer_cannot_keep_its_schema_busy_nor_end_the_command_by_its_depth(sh, work, home, jobs):
     (work / "pattern.json").write_text('{"type":"string","pattern":"^(a+)+$"}')
