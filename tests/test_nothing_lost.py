@@ -45,6 +45,32 @@ def test_of_a_session_that_grows_line_by_line_what_is_stored_is_what_it_has_at_t
     assert ran == (0, "", "")
 
 
+def test_a_turn_that_codex_took_back_stays_as_a_branch(sh, work):
+    def spoken(name, role, text):
+        content = [{"type": "input_text" if role == "user" else "output_text", "text": text}]
+        return {"type": "response_item", "payload": {"type": "message", "id": name, "role": role, "content": content}}
+
+    rolled = {"type": "event_msg", "payload": {"type": "thread_rolled_back", "num_turns": 1}}
+    write(work / "s", [*CODEX, spoken("u1", "user", "two"), spoken("a1", "assistant", "2"), rolled,
+                       spoken("u2", "user", "anew"), spoken("a2", "assistant", "A"), CODEX[-1]])  # fmt: skip
+    ran = sh("thread-import --from codex ./s > t; jq -r 'select(.reply_to) | .id, .reply_to' t; thread-export --to text < t")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("u2\nmsg_878a26a4729b47038ea2\n")
+    assert ran.out.endswith("\n\n== user\nanew\n\n== assistant (gpt-5.5)\nA\n") and "two" not in ran.out
+
+
+def test_the_mark_that_an_editor_puts_before_a_file_costs_no_line(sh, work):
+    (work / "s").write_bytes(b"\xef\xbb\xbf" + orjson.dumps(line("u", None)) + b"\n")
+    assert sh("thread-import --from claude ./s | jq -r 'select(.role).content'") == (0, "hi\n", "")
+
+
+def test_a_file_whose_bytes_are_no_base64_is_refused_by_llm_in_words(sh, work):
+    write(work / "m", [{"role": "user", "content": [{"type": "file", "media_type": "image/png", "data": "a"}]},
+                       {"role": "assistant", "content": "x"}])  # fmt: skip
+    ran = sh("thread-append - --thread x < m | thread-export --to llm")
+    assert ran == (66, "", "thread-export: thread x: llm takes no image/png (a file)\n")
+
+
 def test_a_session_that_was_begun_anew_does_not_go_on_from_what_was_taken_back(sh, work):
     lines = [line("u", None, content="one"), line("a", "u", "assistant", [{"type": "text", "text": "A"}]),
              line("v", None, content="anew")]  # fmt: skip

@@ -78,8 +78,19 @@ def records(entries: Iterable[Json], name: str) -> Json:
     idents: set[str] = set()
     items: dict[str, int] = {}  # of those that name themselves a hash
     answer: Json | None = None  # the one that may still grow
+    line: list[Json] = []  # the messages that were not taken back
+    back = False  # some just were: what is said next is said instead
     asked_at = None
     number = 0
+
+    def add(made: Json) -> Json:
+        nonlocal back
+        if back and line:
+            made["reply_to"] = line[-1]["id"]
+        back = False
+        line.append(made)
+        out.append(made)
+        return made
 
     def ident_of(payload: Json) -> str:
         given = payload.get("id")
@@ -89,9 +100,9 @@ def records(entries: Iterable[Json], name: str) -> Json:
         idents.add(made)
         return made
 
-    for line in entries:
+    for entry in entries:
         number += 1
-        kind, payload, at = word(line.get("type")), line.get("payload"), line.get("timestamp")
+        kind, payload, at = word(entry.get("type")), entry.get("payload"), entry.get("timestamp")
         if not isinstance(payload, dict):
             kind = "?"
         elif kind == "session_meta":
@@ -100,6 +111,10 @@ def records(entries: Iterable[Json], name: str) -> Json:
             model = payload["model"] if isinstance(payload.get("model"), str) else model
         elif kind == "event_msg":
             answer = None if payload.get("type") in ENDED else answer
+            turns, asked = payload.get("num_turns"), [index for index, one in enumerate(line) if one["role"] == "user"]
+            if payload.get("type") == "thread_rolled_back" and type(turns) is int and 0 < turns < len(asked):
+                del line[asked[-turns] :]
+                answer, back = None, True
         elif kind == "token_usage_record":
             used = payload.get("usage")
             if answer is not None and isinstance(used, dict):
@@ -122,23 +137,22 @@ def records(entries: Iterable[Json], name: str) -> Json:
             if role == "assistant":
                 if answer is None:
                     asked_at = next((one.get("at") for one in reversed(out) if one["type"] == "message"), None)
-                    answer = record("message", thread, ident_of(payload), at, role=role, content=[])
+                    answer = add(record("message", thread, ident_of(payload), at, role=role, content=[]))
                     answer["author"] = {"runtime": "codex", "model": model, "provider": "openai"}
                     answer["origin"] = {"api": "codex", "model": model}
-                    out.append(answer)
                 answer["content"] += parts
                 continue
             answer = None
-            out.append(message(thread, ident_of(payload), at, role, parts))
+            add(message(thread, ident_of(payload), at, role, parts))
         elif kind == "compacted" and isinstance(payload.get("message"), str) and payload["message"]:
-            covers = [one["id"] for one in out if one["type"] == "message"]
+            covers = [one["id"] for one in line]
             answer = None
             if covers:
                 ident = ident_of({"compacted": payload["message"]})
                 out.append(record("summary", thread, ident, at, content=payload["message"], covers=covers))
             continue
         if kind not in BESIDE and kind != "response_item":
-            out.append(record("opaque", thread, f"line-{uuid_of(number, line)}", at, program="codex", raw=line))
+            out.append(record("opaque", thread, f"line-{uuid_of(number, entry)}", at, program="codex", raw=entry))
     notes = []
     if answer is not None and not newer(KNOWN, version):  # it tells the tokens of an answer that has ended
         out.remove(answer)

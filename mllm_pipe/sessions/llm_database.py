@@ -144,7 +144,10 @@ def _keep(database: Any, own: str, given: list[Json], made: list[Json]) -> None:
                              "VALUES (?,?,?,?,?)", row)  # fmt: skip
         if part["type"] != "file" or _files.as_text(part) is not None:
             continue
-        data = base64.b64decode(part["data"]) if "data" in part else None
+        try:
+            data = base64.b64decode(part["data"]) if "data" in part else None
+        except ValueError:
+            raise _files.not_taken(part, "llm") from None
         digest = hashlib.sha256(data if data is not None else orjson.dumps({"url": part["url"]})).hexdigest()
         file = (digest, part["media_type"], None, part.get("url"), data)
         database.execute("INSERT OR IGNORE INTO attachments VALUES (?,?,?,?,?)", file)

@@ -27,6 +27,7 @@ class Held(NamedTuple):
 
 
 DEPTH = MAX_DEPTH - 8  # a record puts what it has of a line a few levels deeper
+BOM = b"\xef\xbb\xbf"  # an editor's mark at the head of a file
 HEAD = 1 << 16  # bytes in which a session says where it was held
 
 
@@ -104,6 +105,8 @@ class Reader:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
+            if text.startswith(BOM):
+                return self.value(text[len(BOM) :])
             if b"\\ud" not in text.lower():
                 return None
         import json
