@@ -106,8 +106,13 @@ def command(run: str | None, journal: bool, every: bool, newest: int | None, thr
         from mllm_pipe.tracing.index import Index
 
         gc.disable()  # rows make no cycles, and of many threads looking for some takes an eighth of the time
-        with Index() as index:
-            rows = index.query(sql) if sql is not None else index.by(str(by), wanted)
+        with Index(rows=sql is not None) as index:
+            if sql is not None:
+                from mllm_pipe.tracing.asking import query
+
+                rows = query(index, sql)
+            else:
+                rows = index.by(str(by), wanted)
         if not rows and by:
             gather.need_id(thread, file)
         _speak(forms.of_sums(rows, by, form) if by else forms.of_rows(rows, form), tee)

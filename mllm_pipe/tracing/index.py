@@ -10,37 +10,35 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from heapq import merge
-from itertools import chain, count
+from itertools import repeat
 from math import ceil
 from time import monotonic, sleep
 from typing import Any
 
-import orjson
+from orjson import loads
 
-from mllm_pipe.envelope import Record
-from mllm_pipe.errors import Stopped, Usage
-from mllm_pipe.runs import digest_of
+from mllm_pipe.envelope import Record, timestamp
 from mllm_pipe.tracing import journalled, ledger, schema
-from mllm_pipe.tracing.filling import USAGE, Filling, connect, fill, made, tail, whole
+from mllm_pipe.tracing.chunks import Call, Chunks, columns_where, make_rows
+from mllm_pipe.tracing.columns import USAGE
+from mllm_pipe.tracing.filling import Filling, tail
+from mllm_pipe.tracing.parts import connect, fill, made, whole
 from mllm_pipe.tracing.selection import Selection
 
-_DAY = "substr(started_at, 1, 10)"
-_MANY = 20_000  # rows are counted together
-_LONG = 64 << 20  # bytes of a line that are read without a look whether there is such a one
 _READERS_S = 2.0  # readers are waited for, by who has something to write
 
 
 class Index:
     """The index, as far as the journal goes now. Use as a context: inside, it can be asked, and does not change."""
 
-    def __init__(self) -> None:
-        """Missing if there is no journal."""
+    def __init__(self, *, rows: bool = False) -> None:
+        """rows: those of `call`, and the views over it, are wanted. Missing if there is no journal."""
+        self.rows = rows
         self.journal = journalled.opened()
         self.path = journalled.place_of_index()
         self.lock = -1
@@ -93,10 +91,10 @@ class Index:
             return None
         db = connect(self.path)
         try:
-            asked = "select version, device, inode, head, offset, tail from meta"
-            *same, offset, before = db.execute(asked).fetchone() or (0, 0, "")
+            asked = "select version, device, inode, head, offset, tail, rowed from meta"
+            *same, offset, before, rowed = db.execute(asked).fetchone() or (0, 0, "", 0)
             if tuple(same) == self.same and offset <= self.size and before == tail(self.journal, offset):
-                new = whole(self.journal, offset, self.size) > offset
+                new = whole(self.journal, offset, self.size) > offset or self.rows and rowed < offset
                 if new and copied:
                     memory = connect(":memory:")
                     db.backup(memory)
@@ -106,7 +104,7 @@ class Index:
                     self._follow(db, offset)
                 if not new or alone or copied:
                     return db
-        except sqlite3.DatabaseError:  # damaged, or not to be written, or of another version
+        except (sqlite3.DatabaseError, ValueError):  # damaged, or not to be written, or of another version
             pass
         db.close()
         return None
@@ -130,9 +128,13 @@ class Index:
 
     def _filled(self, place: str) -> sqlite3.Connection:
         db = made(place)
-        db.execute("insert into meta values (?, ?, ?, ?, 0, '', 0, 0)", self.same)
+        db.execute("insert into meta values (?, ?, ?, ?, 0, '', 0, 0, 0)", self.same)
         fill(db, self.journal, place)
         db.executescript(schema.INDEXES + schema.VIEWS)
+        if self.rows:
+            db.execute("begin")
+            make_rows(db)
+            db.execute("commit")
         return db
 
     def _follow(self, db: sqlite3.Connection, begin: int) -> None:
@@ -141,6 +143,8 @@ class Index:
         try:
             filling = Filling(db)
             filling.store(filling.read(self.journal, begin, self.size))
+            if self.rows:
+                make_rows(db)
             db.execute("commit")
         except BaseException:
             db.execute("rollback")
@@ -157,16 +161,48 @@ class Index:
                 run = entry.get("parent_run_id", "-")
                 unheard.setdefault(run, []).append(entry)
                 places.append((run, offset))
-        asked, values = _candidates(wanted)
-        heard = self.db.execute(asked, values)
+        chunks = Chunks(self.db)
+        heard = ((call.run, call.offset) for call in self._candidates(chunks, wanted))
         for run, _ in merge(heard, reversed(places), key=lambda found: found[1], reverse=True):
             if run not in seen:
                 seen.add(run)
-                yield run, [*self._entries(run), *unheard.get(run, [])]
+                found = [(call.offset, call.length) for call in chunks.of(run)]
+                yield run, [*journalled.at(self.journal, found), *unheard.get(run, [])]
 
-    def _entries(self, run: str) -> Iterator[Record]:
-        found = self.db.execute("select offset, length from call where run = ? order by offset", (run,)).fetchall()
-        return journalled.at(self.journal, found)
+    def _candidates(self, chunks: Chunks, wanted: Selection) -> Iterator[Call]:
+        """Calls of the runs that may be meant, the newest first. What is asked of a run may be true of one of its calls
+        each: the first of it is asked of the call, to pass over most, and the rest of any call of its run."""
+        first, *rest = self._conditions(wanted) or [lambda _: True]
+        for call in chunks.newest():
+            if first(call) and all(any(map(asked, chunks.of(call.run))) for asked in rest):
+                yield call
+
+    def _conditions(self, wanted: Selection) -> list[Callable[[Call], bool]]:
+        """What is asked of the calls of a run, each for itself."""
+        of_call, in_group, ended = Selection(), Selection(group=wanted.group), Selection(status=wanted.status)
+        of_call.asked = wanted.asked
+        made: list[Callable[[Call], bool]] = []
+        if wanted.asked:
+            made.append(self._of_kind(of_call))
+        if wanted.group is not None:
+            made.append(self._of_kind(in_group))
+        if threads := wanted.threads:
+            made.append(lambda call: call.thread in threads)
+        since, until = _times(wanted)
+        if since:
+            made.append(lambda call: call.started_at >= since)
+        if until:
+            made.append(lambda call: call.started_at < until)
+        if wanted.status in ("error", "unknown"):
+            made.append(self._of_kind(ended))
+        elif wanted.status == "no":
+            noes = {run for (run,) in self.db.execute("select run from noes")}
+            made.append(lambda call: call.run in noes)
+        return made
+
+    def _of_kind(self, wanted: Selection) -> Callable[[Call], bool]:
+        kinds = self._kinds(wanted)
+        return lambda call: call.kind in kinds
 
     def _pending(self) -> list[Record]:
         found = self.db.execute("select offset, length from pending order by offset").fetchall()
@@ -177,17 +213,10 @@ class Index:
         sums: dict[str | None, ledger.Sum] = {}
         unheard = [journalled.unheard(intent) for intent in self._pending()]
         run = wanted.run and self._ident(wanted, unheard)
-        clauses, values = _where(wanted)
-        if wanted.status:
-            clauses.append("status = ?")
-            values.append(wanted.status)
-        if wanted.since is wanted.until is None and not wanted.threads and not wanted.run and key != "thread":
-            self._totals(key, clauses, values, sums)
+        if wanted.since is wanted.until is None and not wanted.threads and not run and key not in ("thread", "day"):
+            self._totals(key, wanted, sums)
         else:
-            if run:
-                clauses.append("run = ?")
-                values.append(run)
-            self._counted(key, clauses, values, sums)
+            self._counted(key, wanted, run, sums)
         for span in unheard:
             if wanted.counts(span) and (not run or span.get("parent_run_id", "-") == run):
                 sums.setdefault(ledger.value_of(span, key), ledger.Sum()).add(span)
@@ -195,176 +224,93 @@ class Index:
 
     def _ident(self, wanted: Selection, unheard: list[Record]) -> str:
         """The run that is meant. Missing if there is none; Usage if several begin like it."""
-        found = self.db.execute("select distinct run from call where substr(run, 1, ?) = ?",
+        found = self.db.execute("select distinct run from held where substr(run, 1, ?) = ?",
                                 (len(str(wanted.run)), wanted.run)).fetchall()  # fmt: skip
         return wanted.ident([*{run for (run,) in found} | {span.get("parent_run_id", "-") for span in unheard}])
 
-    def _totals(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
+    def _totals(self, key: str, wanted: Selection, sums: dict[str | None, ledger.Sum]) -> None:
         """By the sums that were made when the index was filled: no call is looked at."""
-        used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
-        self._sum(f"select {_column(key)}, sum(calls), sum(calls * (status <> 'ok')), sum(unpriced), sum(cost), {used} "
-                  f"from total join kind on kind.n = total.kind{where} group by 1", values, sums)  # fmt: skip
-        if key == "day":  # so many times differ in so many days that they are not kept
-            self._times(_DAY, f"from call join kind on kind.n = call.kind{where}", values, sums)
-            return
-        asked = f'select {_column(key)}, first, value, calls from pace join kind on kind.n = pace.kind{where}'
-        for value, first, milliseconds, calls in self.db.execute(asked, values):
-            (sums[value].firsts if first else sums[value].durations)[milliseconds] += calls
+        kinds = self._kinds(wanted, key)
+        for kind, calls, unpriced, cost, *used in self.db.execute("select * from total"):
+            if kind in kinds:
+                value, failed = kinds[kind]
+                found = sums.setdefault(value, ledger.Sum())
+                found.calls += calls
+                found.failed += failed * calls
+                found.unpriced += unpriced
+                found.cost += cost
+                found.use(zip(USAGE, used, strict=True))
+        for kind, first, times in self.db.execute("select * from pace"):
+            if kind in kinds:
+                found = sums[kinds[kind][0]]
+                counted = found.firsts if first else found.durations
+                for text, calls in loads(times).items():
+                    counted[float(text)] += calls
 
-    def _counted(self, key: str, clauses: list[str], values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
+    def _counted(self, key: str, wanted: Selection, run: str | None, sums: dict[str | None, ledger.Sum]) -> None:
         """By the calls themselves."""
-        used, where = ", ".join(f"sum({name})" for name in USAGE), _sql(clauses)
-        of = f"from call join kind on kind.n = call.kind{where}"
-        column = _DAY if key == "day" else _column(key)
-        self._sum(f"select {column}, count(*), sum(status <> 'ok'), sum(cost is null), coalesce(sum(cost), 0), {used} "
-                  f"{of} group by 1", values, sums)  # fmt: skip
-        self._times(column, of, values, sums)
+        kinds = self._kinds(wanted, key if key not in ("thread", "day") else None)
+        since, until = _times(wanted)
+        names = ("run", "thread", "kind", "started_at", "duration_ms", "first_token_ms", "cost", *USAGE)
+        times: dict[str | None, tuple[list[float], list[float]]] = {}
+        asked, values = "newest >= ? and oldest < ?", [since, until or "~"]
+        if run:
+            asked += " and n in (select chunk from held where run = ?)"
+            values.append(run)
+        for found in columns_where(self.db, names, asked, values):
+            about, used = found[: -len(USAGE)], dict(zip(USAGE, found[-len(USAGE) :], strict=True))
+            used = {name: column for name, column in used.items() if any(one is not None for one in column)}
+            tokens = zip(*used.values(), strict=True) if used else repeat(())
+            for (in_run, thread, kind, at, took, first, cost), counts in zip(zip(*about, strict=True), tokens):  # noqa: B905
+                if (kind not in kinds or at < since or until and at >= until or run and in_run != run
+                        or wanted.threads and thread not in wanted.threads):  # fmt: skip
+                    continue
+                value, failed = kinds[kind]
+                value = thread if key == "thread" else at[:10] if key == "day" else value
+                if value not in sums:
+                    sums[value], times[value] = ledger.Sum(), ([], [])
+                one = sums[value]
+                one.calls += 1
+                one.failed += failed
+                if cost is None:
+                    one.unpriced += 1
+                else:
+                    one.cost += cost
+                usage = one.usage
+                for name, count in zip(used, counts, strict=True):
+                    if count is not None:
+                        usage[name] = usage.get(name, 0) + count
+                times[value][0].append(took)
+                if first is not None:
+                    times[value][1].append(first)
+        for value, (durations, firsts) in times.items():
+            for counted, milliseconds in ((sums[value].durations, durations), (sums[value].firsts, firsts)):
+                for text, calls in Counter(ledger.digits(milliseconds)).items():
+                    counted[float(text)] += calls
 
-    def _times(self, column: str, of: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
-        """Count how long the calls took."""
-        found = self.db.execute(f"select {column}, duration_ms, first_token_ms {of}", values)
-        while rows := found.fetchmany(_MANY):
-            for place, name in ((1, "durations"), (2, "firsts")):
-                known = [row for row in rows if row[place] is not None]
-                keys, digits = [row[0] for row in known], ledger.digits([row[place] for row in known])
-                for (key, time), calls in Counter(zip(keys, digits, strict=True)).items():
-                    getattr(sums[key], name)[float(time)] += calls
-
-    def _sum(self, asked: str, values: list[Any], sums: dict[str | None, ledger.Sum]) -> None:
-        """Take in rows of key, calls, failed, unpriced, cost, and the sums of tokens."""
-        for value, calls, failed, unpriced, cost, *used in self.db.execute(asked, values):
-            found = sums[value] = ledger.Sum()
-            found.calls, found.failed, found.unpriced, found.cost = calls, failed, unpriced, cost
-            found.usage = {name: count for name, count in zip(USAGE, used, strict=True) if count is not None}
-
-    def query(self, sql: str) -> list[dict[str, Any]]:
-        """The rows of one SELECT over the views. Usage if it is none, or fails; nothing can be written by it."""
-        self._add_unheard()
-        self.db.execute("pragma query_only = on")
-        self.db.create_function("in_journal", 4, self._in_journal, deterministic=True)
-        self.db.set_authorizer(_may)
-        self.db.set_progress_handler(lambda: 0, 1 << 16)  # a signal is heard there, and ends the query
-        try:
-            found = self.db.execute(sql)
-            if not found.description:
-                raise Usage("--sql: it asks nothing; say select ... from spans")
-            names = _distinct([column[0] for column in found.description])
-            return [dict(zip(names, map(_plain, row), strict=True)) for row in found]
-        except sqlite3.OperationalError as error:
-            if str(error) == "interrupted":
-                raise Stopped(signal.SIGINT) from None
-            raise Usage(f"--sql: {error}") from None
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise Usage(f"--sql: {error}") from None
-
-    def _add_unheard(self) -> None:
-        """Have the views, for this connection, show the calls of which no outcome was written."""
-        found = self.db.execute("select offset, length from pending order by offset").fetchall()
-        calls, kinds = [], []
-        for offset, length in found:
-            for span in map(journalled.unheard, journalled.at(self.journal, [(offset, length)])):
-                calls.append((offset, length, span["id"], span.get("parent_run_id", "-"), span["thread"], -offset,
-                              span["started_at"], span["duration_ms"], span.get("input_id"), span.get("handed_id")))
-                kinds.append((-offset, *map(span.get, ("op", "slot", "agent", "runtime", "model", "group", "status",
-                                                       "stage"))))  # fmt: skip
-        if not calls:
-            return
-        for table in ("call", "kind"):
-            self.db.execute(f"create temp table unheard_{table} as select * from main.{table} limit 0")
-            self.db.execute(f"create temp view {table} as select * from main.{table} union all "
-                            f"select * from temp.unheard_{table}")  # fmt: skip
-        self.db.executemany("insert into unheard_call (offset, length, id, run, thread, kind, started_at, duration_ms, "
-                            "input_id, handed_id) values (?,?,?,?,?,?,?,?,?,?)", calls)  # fmt: skip
-        self.db.executemany('insert into unheard_kind (n, op, slot, agent, runtime, model, "group", status, stage) '
-                            "values (?,?,?,?,?,?,?,?,?)", kinds)  # fmt: skip
-        self.db.executescript(schema.VIEWS.replace("create view", "create temp view"))
-
-    def _in_journal(self, offset: int | None, length: int | None, ident: str, field: str) -> Any:
-        """A field of a record that an outcome holds; bytes and sha256 are those of its content."""
-        if length and length > _LONG and not self.db.execute("select 1 from call where offset = ? and length = ?",
-                                                             (offset, length)).fetchone():  # fmt: skip
-            return None  # only of what is there can we have that much in memory
-        for entry in journalled.at(self.journal, [(offset, length)] if offset is not None and length else []):
-            for record in entry.get("records", []):
-                if record.get("id") == ident:
-                    if field in ("bytes", "sha256"):
-                        return digest_of(record)[field] if "content" in record else None
-                    value = record.get(field)
-                    return orjson.dumps(value).decode() if isinstance(value, list | dict) else value
-        return None
+    def _kinds(self, wanted: Selection, key: str | None = None) -> dict[int, tuple[str | None, int]]:
+        """Of the kinds of call that are meant the value of the key, as `ledger.value_of` says, and 1 if it failed."""
+        clauses = [f'"{name}" = ?' for name in wanted.asked]
+        values = [*wanted.asked.values()]
+        if wanted.group is not None:
+            clauses.append("""instr('/' || "group" || '/', ?)""")
+            values.append(f"/{wanted.group}/")
+        if wanted.status:
+            clauses.append("status = ?")
+            values.append(wanted.status)
+        value = f'"{key}"' if key else "null"
+        if key == "group":
+            value = """substr("group", 1, instr("group" || '/', '/') - 1)"""
+        where = f" where {' and '.join(clauses)}" if clauses else ""
+        found = self.db.execute(f"select n, {value}, status <> 'ok' from kind{where}", values)
+        return {n: (of_kind, failed) for n, of_kind, failed in found}
 
 
-def _column(key: str) -> str:
-    """What a call is counted under, as `ledger.value_of` says."""
-    return """substr("group", 1, instr("group" || '/', '/') - 1)""" if key == "group" else f'"{key}"'
-
-
-def _where(wanted: Selection) -> tuple[list[str], list[Any]]:
-    """Clauses on calls, and their values."""
-    clauses, values = [], list[Any]()
-    for name, value in wanted.asked.items():
-        clauses.append(f'"{name}" = ?')
-        values.append(value)
-    if wanted.group is not None:
-        clauses.append("""instr('/' || "group" || '/', ?)""")
-        values.append(f"/{wanted.group}/")
-    for name, sign in (("since", ">="), ("until", "<")):
-        seconds = getattr(wanted, name)
-        if seconds is not None:
-            from mllm_pipe.envelope import timestamp
-
-            clauses.append(f"started_at {sign} ?")
-            values.append(timestamp(ceil(round(seconds * 1e6) / 1000) / 1000))  # calls begin at whole milliseconds
-    if wanted.threads:
-        clauses.append("thread in (select value from json_each(?))")
-        values.append(orjson.dumps(sorted(wanted.threads)).decode())
-    return clauses, values
-
-
-def _candidates(wanted: Selection) -> tuple[str, list[Any]]:
-    """A question for (run, offset), the newest first, of the runs that may be meant, and its values.
-
-    What is asked of a run may be true of one of its calls each: the first of it is asked of the row, to pass over most,
-    and the rest of any call of its run.
-    """
-    of_call = Selection()
-    of_call.asked = wanted.asked
-    asked = [of_call, Selection(group=wanted.group), Selection(threads=wanted.threads),
-             Selection(since=wanted.since), Selection(until=wanted.until)]  # fmt: skip
-    conditions = [_where(one) for one in asked]
-    if wanted.status in ("error", "unknown"):
-        conditions.append((["status = ?"], [wanted.status]))
-    elif wanted.status == "no":
-        conditions.append((["run in (select run from noes)"], []))
-    conditions = [one for one in conditions if one[0]]
-    clauses, values = conditions[0] if conditions else ([], [])
-    for more, theirs in conditions[1:]:
-        clauses = [*clauses, "exists (select 1 from call as other join kind on kind.n = other.kind "
-                             f"where other.run = call.run and {' and '.join(more)})"]  # fmt: skip
-        values = [*values, *theirs]
-    return f"select run, offset from call join kind on kind.n = call.kind{_sql(clauses)} order by offset desc", values
-
-
-def _sql(clauses: list[str]) -> str:
-    return f" where {' and '.join(clauses)}" if clauses else ""
-
-
-def _may(action: int, *_: object) -> int:
-    reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
-    return sqlite3.SQLITE_OK if action in reading else sqlite3.SQLITE_DENY
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names of columns; of equal ones the second has :1 after it, and so on."""
-    made: list[str] = []
-    for name in names:
-        again = (f"{name}:{number}" for number in count(1))
-        made.append(next(one for one in chain([name], again) if one not in made))
-    return made
-
-
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+def _times(wanted: Selection) -> tuple[str, str]:
+    """The times that are meant, as spans have them: from, and before; empty where none is set."""
+    since, until = (timestamp(ceil(round(seconds * 1e6) / 1000) / 1000) if seconds is not None else ""
+                    for seconds in (wanted.since, wanted.until))  # calls begin at whole milliseconds  # fmt: skip
+    return since, until
 
 
 def _lock(path: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import accumulate
 from math import ceil
@@ -40,12 +41,16 @@ class Sum:
             self.unpriced += 1
         else:
             self.cost += picodollars(cost)
-        for name, value in (span.get("usage") or {}).items():
-            if name in USAGE:
-                self.usage[name] = self.usage.get(name, 0) + value
+        self.use((span.get("usage") or {}).items())
         self.durations[rounded(span["duration_ms"])] += 1
         if span.get("first_token_ms") is not None:
             self.firsts[rounded(span["first_token_ms"])] += 1
+
+    def use(self, usage: Iterable[tuple[str, int | None]]) -> None:
+        """Count tokens; of what is None nobody knows."""
+        for name, tokens in usage:
+            if tokens is not None and name in USAGE:
+                self.usage[name] = self.usage.get(name, 0) + tokens
 
     def row(self, key: str | None) -> dict[str, Any]:
         """The line of a key. cost_usd is None if no call's cost is known, and a floor if `unpriced` is not 0."""
@@ -100,7 +105,7 @@ def rounded(milliseconds: float) -> float:
     return float(f"{milliseconds:.3g}")
 
 
-def digits(milliseconds: list[float]) -> list[str]:
+def digits(milliseconds: Sequence[float]) -> list[str]:
     """Such durations, each as `rounded` but still as text: of equal ones one alone has to become a number."""
     return ("%.3g " * len(milliseconds) % tuple(milliseconds)).split()
 

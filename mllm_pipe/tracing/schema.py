@@ -1,34 +1,43 @@
 """The tables of the journal's index, and the views over them that --sql documents. Text of messages is not copied:
 the view reads it where it stands in the journal. Ids of calls are in the order of time (UUIDv7); calls and kinds have
-for a number the offset of the line where they stand, or first stood. A value of `pace` may have several lines.
-Tokens and costs are integers, and REAL where they are large: a column without a type keeps that."""
+for a number the offset of the line where they stand, or first stood. Tokens and costs are integers, and REAL where they
+are large: a column without a type keeps that.
 
-VERSION = 6
+A chunk has some thousand calls in columns, of which each is a JSON array, or null if all are; its `n` is the first
+offset. `held` says in which chunks a run has calls. `pace` has how many calls took how long, by three digits; a kind
+may have several lines of it. The rows of `call` are made of the chunks when they are first asked for.
+"""
+
+VERSION = 7
 
 TABLES = """
 create table meta (version integer, device integer, inode integer, head text, offset integer, tail text, paced integer,
-  unsound integer);
+  unsound integer, rowed integer);
 create table kind (n integer primary key, op text, slot text, agent text, runtime text, model text, "group" text,
   status text, stage text, cost_source text);
 create table call (offset integer primary key, length integer, id text, run text, thread text, kind integer,
   started_at text, duration_ms real, first_token_ms real, input_tokens, cache_read_tokens,
   cache_write_tokens, output_tokens, reasoning_tokens, cost, input_id text,
   handed_id text, outputs text, attempts text, losses integer);
+create table chunk (n integer primary key, calls integer, oldest text, newest text, offset, length, run, thread, kind,
+  started_at, duration_ms, first_token_ms, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens,
+  reasoning_tokens, cost, id, input_id, handed_id, outputs, attempts, losses);
+create table held (run text, chunk integer);
 create table verdict (id text, run text, run_id text, thread text, about text, rubric text, pass integer, score real,
   preferred text, consistent integer, self_judged integer, runtime text, model text,
   part text);
 create table unrouted (run text, run_id text, thread text);
 create table pending (id blob, offset integer, length integer);
-create table total (kind integer, day text, calls integer, unpriced integer, cost, input_tokens,
-  cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-  primary key (kind, day)) without rowid;
-create table pace (kind integer, first integer, value real, calls integer);
+create table total (kind integer primary key, calls integer, unpriced integer, cost, input_tokens, cache_read_tokens,
+  cache_write_tokens, output_tokens, reasoning_tokens);
+create table pace (kind integer, first integer, times);
 """
 
 # After the first filling: an index that grows row by row takes longer.
 INDEXES = """
-create index call_run on call (run);
+create index held_run on held (run);
 """
+INDEX_OF_ROWS = "create index if not exists call_run on call (run)"
 
 VIEWS = """
 create view spans as select call.id, run as parent_run_id, thread, op, slot, agent, runtime, model, "group", stage,

@@ -102,6 +102,10 @@ def main() -> None:
         size = (journal.parent / "index.sqlite").stat().st_size / 1e6
         print(f"first index: {seconds:.2f} s, {spans / seconds:,.0f} spans/s; {busy:.2f} s of processors, {peak:.0f} MiB; "
               f"orjson alone parsing the lines: {floor:.2f} s, {floor_busy:.2f} s; the index has {size:.0f} MB", flush=True)  # fmt: skip
+        asked = TRACE[0], "--journal", "--sql", "select model, count(*) from spans group by model"
+        for what in ("the first --sql, which makes rows of it", "the next"):
+            seconds, busy, peak = measured(*asked)
+            print(f"{what}: {seconds:.2f} s, {busy:.2f} s of processors, {peak:.0f} MiB", flush=True)
         after, again = [], []
         for more in range(9):
             with journal.open("a") as file:
