@@ -30,6 +30,7 @@ from mllm_pipe.tracing.filling import Filling, tail
 from mllm_pipe.tracing.parts import connect, fill, made, whole
 from mllm_pipe.tracing.selection import Selection
 
+_FEW = 100  # keys: their times are counted by the chunk, so that they are not all in memory
 _READERS_S = 2.0  # readers are waited for, by who has something to write
 
 
@@ -268,7 +269,9 @@ class Index:
                 value, failed = kinds[kind]
                 value = thread if key == "thread" else at[:10] if key == "day" else value
                 if value not in sums:
-                    sums[value], times[value] = ledger.Sum(), ([], [])
+                    sums[value] = ledger.Sum()
+                if value not in times:
+                    times[value] = [], []
                 one = sums[value]
                 one.calls += 1
                 one.failed += failed
@@ -283,10 +286,9 @@ class Index:
                 times[value][0].append(took)
                 if first is not None:
                     times[value][1].append(first)
-        for value, (durations, firsts) in times.items():
-            for counted, milliseconds in ((sums[value].durations, durations), (sums[value].firsts, firsts)):
-                for text, calls in Counter(ledger.digits(milliseconds)).items():
-                    counted[float(text)] += calls
+            if len(times) < _FEW:
+                _count_times(times, sums)
+        _count_times(times, sums)
 
     def _kinds(self, wanted: Selection, key: str | None = None) -> dict[int, tuple[str | None, int]]:
         """Of the kinds of call that are meant the value of the key, as `ledger.value_of` says, and 1 if it failed."""
@@ -304,6 +306,15 @@ class Index:
         where = f" where {' and '.join(clauses)}" if clauses else ""
         found = self.db.execute(f"select n, {value}, status <> 'ok' from kind{where}", values)
         return {n: (of_kind, failed) for n, of_kind, failed in found}
+
+
+def _count_times(times: dict[str | None, tuple[list[float], list[float]]], sums: dict[str | None, ledger.Sum]) -> None:
+    """Count what calls took into the sums, and forget it."""
+    for value, (durations, firsts) in times.items():
+        for counted, milliseconds in ((sums[value].durations, durations), (sums[value].firsts, firsts)):
+            for text, calls in Counter(ledger.digits(milliseconds)).items():
+                counted[float(text)] += calls
+    times.clear()
 
 
 def _times(wanted: Selection) -> tuple[str, str]:
