@@ -43,6 +43,7 @@ UNSOUND = {
     "no texts": changed(OUTCOME, thread=7),
     "a model of numbers": changed(OUTCOME, model=[4]),
     "attempts": changed(OUTCOME, attempts=["x"]),
+    "an attempt of no status": changed(OUTCOME, attempts=[{"runtime": "echo"}]),
     "outputs": changed(OUTCOME, output_ids=[["x"]]),
     "a run null": changed(OUTCOME, parent_run_id=None),
 }  # fmt: skip

@@ -87,7 +87,7 @@ def columns_of(found: dict[str, Column], kinds: Callable[[list[Any]], list[int]]
         runs, found["thread"], kinds(list(zip(*what, strict=True))), found["started_at"],
         found["duration_ms"], found.get("first_token_ms", nothing), *used, costs,
         found["id"], found.get("input_id", nothing), found.get("handed_id", nothing), found.get("output_ids", nothing),
-        [None if not tries or len(tries) == 1 and tries[0].get("status") == "ok" else dumps(tries).decode()
+        [None if not tries or len(tries) == 1 and tries[0]["status"] == "ok" else dumps(tries).decode()
          for tries in found["attempts"]] if "attempts" in found else nothing,
         [len(losses) if losses else None for losses in found["losses"]] if "losses" in found else nothing,
     ]  # fmt: skip
