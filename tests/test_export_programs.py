@@ -234,6 +234,15 @@ def test_the_headline(house):
     assert [kind for _, kind, _ in turns] == ["text", "call", "result", "text", "text", "text", "text"]
 
 
+def test_two_versions_of_a_thread_that_opencode_gets_at_once_are_two_sessions(house):
+    """It merges what has one id."""
+    fresh = house.fresh("at-once")
+    ran = fresh.sh("thread-append --new --thread x one > a; { grep '\"message\"' a; echo '{\"thread\":\"x\",\"role\":\"user\",\"content\":\"two\"}'; } | "
+                   "thread-append - > b; for i in a b; do thread-export -q --to opencode --format json < $i > $i.out & done; wait; "
+                   "for i in a b; do thread-import --from opencode $(jq -r .session $i.out) | grep -c '\"role\"'; done")  # fmt: skip
+    assert ran == (0, "1\n2\n", "")
+
+
 def test_a_session_that_went_on_is_left_and_the_thread_gets_a_new_one(house):
     there = house.copy("taken")
     once = exported(there, "claude", "opencode")

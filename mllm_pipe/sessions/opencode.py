@@ -7,9 +7,11 @@ program's own way. A message has its calls with their results in them; each step
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -93,10 +95,35 @@ def go_on(ident: str, _path: str) -> list[str]:
 def put(_path: str, data: bytes, ident: str, cwd: str) -> bool:
     """Have opencode import a document. False if a session of that id is there, and another one.
 
-    CallFailed("missing") without the program; WriteFailed if it does not take it.
+    CallFailed("missing") without the program; WriteFailed if it does not take it. It merges what has one id, so that
+    two that import at once take turns.
     """
-    if any(one.ident == ident for one in held(None)):
-        return _has(ident, data)
+    with _alone():
+        if not any(one.ident == ident for one in held(None)):
+            _import(data, cwd)
+            return True
+        there = records(reader(_database(), ident).entries(), ident)["records"]
+        return bool(there == records(_entries(orjson.loads(data)), ident)["records"])
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While no other of our processes puts a session into the database: a lock on its folder, which opencode has none
+    on. WriteFailed if the folder cannot be."""
+    folder = os.path.dirname(_database())
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise WriteFailed(f"{folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _import(data: bytes, cwd: str) -> None:
     env = dict(os.environ) | {f"OPENCODE_DISABLE_{name}": "1" for name in OFF}
     with _child.scratch() as folder:
         path = os.path.join(folder, "session.json")
@@ -106,13 +133,6 @@ def put(_path: str, data: bytes, ident: str, cwd: str) -> bool:
         ended = _child.run(argv, stdin=b"", env=env, cwd=cwd, left=_left(), on_bytes=lambda _: None)
     if ended.status:
         raise WriteFailed(f"opencode import: {_child.last_line(ended.tail) or ended.status}")
-    return _has(ident, data)  # it merges: of two that import at once, one may have got more than its own
-
-
-def _has(ident: str, data: bytes) -> bool:
-    """True if the session of that id is what the document says."""
-    there = records(reader(_database(), ident).entries(), ident)["records"]
-    return bool(there == records(_entries(orjson.loads(data)), ident)["records"])
 
 
 def _left() -> Any:
