@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Sequence
 from copy import copy
-from random import random
 from typing import TYPE_CHECKING, Any
 
 from mllm_pipe.agents import find
@@ -54,6 +53,8 @@ class Patience:
         asked = failure.retry_after_s
         if asked is not None:
             return asked if asked <= self.retry_after_cap_s else None
+        from random import random  # few calls have to wait
+
         return random() * min(8.0, 0.5 * 2.0**tries)
 
     def alone(self) -> Patience:

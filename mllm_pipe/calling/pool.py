@@ -7,11 +7,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mllm_pipe.calling.inflight import live
 from mllm_pipe.terminal import note
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -89,6 +91,8 @@ class _Crew(Generic[Item, Made]):
 
     def __init__(self, items: Iterable[Item], work: Callable[[Item], Made], size: int, *, tell: bool) -> None:
         """tell: items that come are told of, and wait for `begin`."""
+        from queue import SimpleQueue
+
         self.items, self.work, self.size, self.tell = items, work, size, tell
         self.room = threading.BoundedSemaphore(size * AHEAD)
         self.todo: SimpleQueue[tuple[int, Item] | None] = SimpleQueue()
@@ -112,6 +116,8 @@ class _Crew(Generic[Item, Made]):
 
     def end(self) -> None:
         """Nothing is begun any more; return when what was begun has ended."""
+        from queue import Empty
+
         with self.lock:
             self.over = True
             with suppress(Empty):

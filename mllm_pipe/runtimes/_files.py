@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
@@ -54,6 +53,8 @@ def _read(part: Json) -> str:
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         said = f"{path}: it is not the file that the thread means, its sha256 differs"
         raise CallFailed("bad_request", said, billed="no")
+    import base64
+
     return base64.b64encode(data).decode()
 
 
@@ -134,6 +135,8 @@ def as_text(part: Json) -> str | None:
     kind = part["media_type"].split(";")[0].strip().lower()
     if "data" not in part or not (kind.startswith("text/") or re.search(r"[/+](json|xml|yaml|toml)$", kind)):
         return None
+    import base64
+
     try:
         text = base64.b64decode(part["data"]).decode()
     except ValueError:
