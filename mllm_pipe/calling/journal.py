@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
@@ -23,7 +24,7 @@ import orjson
 
 from mllm_pipe import places
 from mllm_pipe.envelope import Record, line_of, timestamp
-from mllm_pipe.errors import Usage, WriteFailed
+from mllm_pipe.errors import Missing, Usage, WriteFailed
 from mllm_pipe.lines import digest
 from mllm_pipe.signals import held
 from mllm_pipe.storage import Appender
@@ -44,6 +45,20 @@ HEAD = re.compile(rb'\{"v":1,"type":"(intent|outcome)","id":"([^"\\]+)","key":"(
 def path() -> str:
     """Where the journal lies."""
     return os.path.join(places.state(), "journal.jsonl")
+
+
+def opened() -> int:
+    """A descriptor of the journal, for reading. Missing if there is none yet; WriteFailed if it cannot be read."""
+    try:
+        descriptor = os.open(path(), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise WriteFailed(f"{path()} cannot be read: it is no regular file")
+        return descriptor
+    except FileNotFoundError:
+        raise Missing(f"there is no journal yet ({path()}); dispatch and judge write it") from None
+    except OSError as error:
+        raise WriteFailed(f"{path()} cannot be read: {error.strerror}") from None
 
 
 def mode() -> str:

@@ -47,11 +47,12 @@ class Memory:
         with self.reading:
             if key not in self.answers:
                 self._read_on()
-            if key not in self.answers:
-                return UNHEARD if self.unheard.get(key) else None
-            offset, length = self.answers[key]
-        found: Record = orjson.loads(os.pread(self.descriptor, length, offset))
-        return found
+            if key in self.answers:
+                offset, length = self.answers[key]
+                if found := _whole(os.pread(self.descriptor, length, offset)):
+                    return found
+                del self.answers[key]  # torn: its writer was killed
+            return UNHEARD if self.unheard.get(key) else None
 
     def unclaimed(
         self, key: str, ident: str, again: bool, admit: Callable[[Appender], bool] | None
@@ -75,8 +76,8 @@ class Memory:
         """Take note of what the journal has gained, up to its last whole line. It stays open: another may prune it."""
         if self.descriptor < 0:
             try:
-                self.descriptor = os.open(journal.path(), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+                self.descriptor = journal.opened()
+            except Missing:
                 return
         rest = b""
         while block := os.pread(self.descriptor, _BLOCK, self.offset + len(rest)):
@@ -131,7 +132,16 @@ def kept_result(result: dict[str, Any], made: list[Record]) -> dict[str, Any] | 
 
 
 def _of_run(line: bytes, run: str) -> bool:
-    return b'"parent_run_id":' in line and orjson.loads(line).get("parent_run_id") == run
+    return b'"parent_run_id":' in line and _whole(line).get("parent_run_id") == run
+
+
+def _whole(line: bytes) -> Record:
+    """What a line of the journal says; nothing if it is torn."""
+    try:
+        said: Record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return said
 
 
 def run_of(wanted: str) -> str:
@@ -155,10 +165,10 @@ def _begun(wanted: str) -> list[str]:
     """The runs of the journal whose id begins so, sorted."""
     runs = set()
     try:
-        with open(journal.path(), "rb") as file:
+        with open(journal.opened(), "rb") as file:
             for line in file:
                 if line.startswith(b'{"v":1,"type":"intent"') and wanted.encode() in line and line.endswith(b"\n"):
-                    runs.add(str(orjson.loads(line).get("parent_run_id")))
-    except FileNotFoundError:
+                    runs.add(_whole(line).get("parent_run_id", ""))
+    except Missing:
         pass
     return sorted(run for run in runs if run.startswith(wanted))

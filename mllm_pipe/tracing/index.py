@@ -22,6 +22,7 @@ from typing import Any
 
 from orjson import loads
 
+from mllm_pipe.calling import journal
 from mllm_pipe.envelope import Record, timestamp
 from mllm_pipe.tracing import journalled, ledger, schema
 from mllm_pipe.tracing.chunks import Call, Chunks, columns_where, make_rows
@@ -40,7 +41,7 @@ class Index:
     def __init__(self, *, rows: bool = False) -> None:
         """rows: those of `call`, and the views over it, are wanted. Missing if there is no journal."""
         self.rows = rows
-        self.journal = journalled.opened()
+        self.journal = journal.opened()
         self.path = journalled.place_of_index()
         self.lock = -1
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 
 import orjson
 
 from mllm_pipe.calling import journal
 from mllm_pipe.envelope import Record, holds
-from mllm_pipe.errors import Missing, WriteFailed
 from mllm_pipe.runs import KINDS, Fold
 from mllm_pipe.terminal import note
 
@@ -18,20 +16,6 @@ OUTCOME = b'{"v":1,"type":"outcome","id":"'  # how journal.conclude begins a lin
 INTENT = b'{"v":1,"type":"intent","id":"'
 _BLOCK = 4 << 20
 _RUN = b'"parent_run_id":"'
-
-
-def opened() -> int:
-    """A descriptor of the journal, for reading. Missing if there is none yet."""
-    try:
-        descriptor = os.open(journal.path(), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise WriteFailed(f"{journal.path()} cannot be read: it is no regular file")
-        return descriptor
-    except FileNotFoundError:
-        raise Missing(f"there is no journal yet ({journal.path()}); dispatch and judge write it") from None
-    except OSError as error:
-        raise WriteFailed(f"{journal.path()} cannot be read: {error.strerror}") from None
 
 
 def place_of_index() -> str:
@@ -144,7 +128,7 @@ def _about(entry: Record) -> Record:
 
 
 def _lines() -> Iterator[bytes]:
-    descriptor = opened()
+    descriptor = journal.opened()
     try:
         rest = b""
         while block := os.read(descriptor, _BLOCK):
