@@ -170,7 +170,7 @@ def request_of(messages: list[Record], wish: Wish, tools: list[dict[str, Any]]) 
         )  # fmt: skip
     request["system"] = "\n\n".join(filter(None, [request["system"], agent["system"]])) or None
     request["schema"] = wish.schema
-    request |= {"form": form_of(wish.schema)} if wish.schema else {}
+    request |= {"form": form_of(wish.schema)} if wish.schema is not None else {}
     request |= {"tools": tools} if tools else {}
     if wish.tool_choice:
         from mllm_pipe.tools import choice
@@ -217,7 +217,7 @@ def _answer(request: dict[str, Any], messages: list[Record], thread: Thread, wis
         call, failure = _ask(request, messages, thread, wish, outcome)
         answer = next((record for record in call.made if record.get("finish") != "error"), None)
         why = ""
-        if answer and wish.schema and answer["finish"] == "stop":
+        if answer and wish.schema is not None and answer["finish"] == "stop":
             try:
                 answer, why = _fitted(answer, wish.schema, wish.timeout_s)
             except CallFailed as late:

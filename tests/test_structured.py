@@ -36,6 +36,13 @@ def test_an_answer_that_holds_to_the_schema_has_its_value(sh):
     assert sh("dispatch --to echo --schema 'name, age int' --new who --text").out == '{"name":"echo","age":1}\n'
 
 
+def test_a_schema_that_allows_everything_still_asks_for_json(sh):
+    line = "dispatch -q --schema '{}' --new who --to "
+    assert sh(f"{line} 'exec:echo 5' | jq -c '.content | arrays | last'") == (0, '{"type":"data","value":5}\n', "")
+    ran = sh(f"{line} 'exec:echo not json' --text")
+    assert (ran.status, ran.out) == (5, "") and "twice it did not hold to the schema: it is no JSON" in ran.err
+
+
 def test_a_mismatch_is_asked_once_more_and_then_status_5(sh, work, home):
     tape(work, text('{"n":"x"}'), text('```json\n{"n":1}\n```'), text("nothing"), text("still nothing"))
     mended = sh("dispatch --to replay:tape --schema 'n int' --new q | cat")

@@ -288,9 +288,9 @@ def preview(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     made, key = session(target, request), key_for(target, KEYS)
     ident = session_id(request) if made["items"] else ""
     env = environment(key, "DIRECTORY/home")
+    schema = "" if request["schema"] is None else "DIRECTORY/schema"
     return {
-        "argv": arguments(target, key, ident, "DIRECTORY/system", "DIRECTORY/schema" if request["schema"] else "",
-                          made["options"]),
+        "argv": arguments(target, key, ident, "DIRECTORY/system", schema, made["options"]),
         "env": {n: "***" if n.endswith("_KEY") else v for n, v in env.items() if n.startswith(("OPENAI_", "CODEX_"))},
         "files": {"system": request["system"] or NO_SYSTEM, "schema": request["schema"],
                   "rollout": rollout(made["items"], ident).decode() if ident else ""},
@@ -327,7 +327,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
         write(schema, orjson.dumps(request["schema"]))
         write(os.path.join(home, "sessions/2026/01/01", f"rollout-2026-01-01T00-00-00-{ident}.jsonl"),
                rollout(made["items"], ident))  # fmt: skip
-        argv = arguments(target, key, ident, system, schema if request["schema"] else "", made["options"])
+        argv = arguments(target, key, ident, system, schema if request["schema"] is not None else "", made["options"])
         env = environment(key, home)
         secrets = [value for name, value in env.items() if name.endswith("_KEY") and value]
         with _login_in(home, shared=not _base_url(target, key)):

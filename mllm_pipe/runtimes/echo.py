@@ -20,7 +20,7 @@ def call(target: dict[str, Any], request: dict[str, Any], io: Any) -> dict[str, 
     said = [text(turn) for turn in request["turns"]]
     newest = text(newest_of(request["turns"]))
     schema = request.get("schema")
-    answer = orjson.dumps(instance(schema)).decode() if schema else newest
+    answer = orjson.dumps(instance(schema)).decode() if schema is not None else newest
     if not answer:
         raise CallFailed("empty", "the newest turn has no text to echo", billed="no")
     io.text(answer)
