@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from typing import Any
 
@@ -13,6 +14,7 @@ from mllm_pipe.configuration import Configuration, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Usage
+from mllm_pipe.lines import LONGEST_S
 
 Target = dict[str, Any]
 Agent = dict[str, Any]
@@ -176,9 +178,12 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
         raise Usage(f"{at}: runtimes.{name}.protocol is not text or ndjson")
     for limit in ("timeout_s", "first_byte_s"):
         seconds = configured.get(limit, 1)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_S:
             at = where(configuration, "runtimes", name, limit)
-            raise Usage(f"{at}: runtimes.{name}.{limit} is no number of seconds")
+            raise Usage(f"{at}: runtimes.{name}.{limit} is no number of seconds up to {LONGEST_S:.0f}")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(configured.get("key_env", "_"))):
+        at = where(configuration, "runtimes", name, "key_env")
+        raise Usage(f"{at}: runtimes.{name}.key_env is no name of a variable; the key itself is not kept there")
     if "key_command" in configured:
         configured["key_command"] = _key_command(name, configured["key_command"], configuration)
     # A project's file says where its runtimes are, so a key that the user keeps by that name is none of theirs.
@@ -195,7 +200,7 @@ def _key_command(name: str, command: Any, configuration: Configuration) -> list[
     """The words of a key_command; a program that is named relatively is taken from where the configuration lies."""
     at = f"{where(configuration, 'runtimes', name, 'key_command')}: runtimes.{name}.key_command"
     words = _split(command, at) if isinstance(command, str) else command
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list) or not words or not words[0] or not all(isinstance(word, str) for word in words):
         raise Usage(f"{at} is no command; say 'PROGRAM ARGUMENTS' or a list of these words")
     found: list[str] = seen_from_file({"argv": words}, source_of(configuration, "runtimes", name).path)["argv"]
     return found

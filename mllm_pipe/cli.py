@@ -17,7 +17,7 @@ import click
 
 from mllm_pipe import __version__
 from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usage
-from mllm_pipe.lines import MAX_LINE
+from mllm_pipe.lines import LONGEST_S, MAX_LINE
 from mllm_pipe.signals import die_by, ending, listen
 from mllm_pipe.stream import reader_left, write
 from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
@@ -155,9 +155,6 @@ option = partial(click.option, cls=_Option)
 argument = partial(click.argument, cls=_Argument)
 
 
-LONGEST_S = 2_000_000.0  # that anything may take, 23 days: poll(2) counts milliseconds in 31 bits
-
-
 class Number(click.FloatRange):
     """A number of a range: nan, which no comparison holds of, and inf are none."""
 
@@ -203,6 +200,13 @@ def _rate(_: click.Context, parameter: click.Parameter, text: str | None) -> flo
     return float(found[1]) / _UNITS[found[2]] if found else None
 
 
+def _variable(_: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """The name of a variable. What looks like none may be the key itself, so it is not said again."""
+    if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise Usage(f"{parameter.opts[0]} takes the name of the variable that holds the key, not the key")
+    return name
+
+
 def hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
     """The callback of -q."""
     if quiet:
@@ -221,7 +225,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         function,
         option("-m", "--model", metavar="MODEL", help="The model, by the name that the runtime has for it."),
         option("--base-url", metavar="URL", help="Where the API is."),
-        option("--key-env", metavar="NAME",
+        option("--key-env", callback=_variable, metavar="NAME",
                help="The environment variable that holds the key; an exec: program sees it."),
         option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
         option("--max-tokens", type=click.IntRange(1), metavar="N",

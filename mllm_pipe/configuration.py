@@ -66,7 +66,7 @@ def read() -> Configuration:
     if chosen:
         sources.append(checked("MLLM_CONFIG", chosen, _bytes(chosen, "MLLM_CONFIG: ")))
     else:
-        if os.path.exists(user):
+        if _is_there(user):
             sources.append(checked("user", user, _bytes(user)))
         if project := project_file():
             content = _bytes(project)
@@ -86,7 +86,7 @@ def configured_budget() -> tuple[str, dict[str, Any]]:
     user = os.path.join(places.configuration(), "mllm.toml")
     project = project_file()
     trusted = project and trust.is_trusted(project, _bytes(project))
-    if not (os.environ.get("MLLM_CONFIG") or os.path.exists(user) or trusted):
+    if not (os.environ.get("MLLM_CONFIG") or _is_there(user) or trusted):
         return user, {}
     configuration = read()
     return configuration["file"], configuration["budget"]
@@ -94,7 +94,10 @@ def configured_budget() -> tuple[str, dict[str, Any]]:
 
 def project_file() -> str | None:
     """The mllm.toml found by walking up from the current directory to the root of its repository."""
-    folder = os.getcwd()
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was removed
+        return None
     while True:
         candidate = os.path.join(folder, "mllm.toml")
         if os.path.isfile(candidate):
@@ -123,6 +126,15 @@ def nearest(name: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _is_there(path: str) -> bool:
+    """True also where that cannot be seen: who reads it is told why, and no budget is overlooked."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return True
 
 
 def _bytes(path: str, named_by: str = "") -> bytes:
@@ -170,12 +182,22 @@ def _check(source: Source) -> None:
             if section in PLAIN:
                 if PLAIN[section] and name not in PLAIN[section]:
                     raise wrong(f"means nothing{nearest(name, list(PLAIN[section]))}", section, name)
+                if section == "defaults" and not isinstance(entry, str):
+                    raise wrong("is not a text", section, name)
                 continue
             if not isinstance(entry, dict):
                 raise wrong(f"is no table; say [{section}.NAME]", section, name)
+            if _has_nul(entry):
+                raise wrong("has a NUL in it, which no program or path can have", section, name)
             if section != "groups" and (mark := re.search(r"[:/\s]", name)):
                 raise wrong(f"has {mark[0]!r} in its name, which names no {section[:-1]}", section, name)
             _check_entry(entry, ENTRIES[section], wrong, (section, name))
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_nul, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and "\0" in value
 
 
 def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> None:

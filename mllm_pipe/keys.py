@@ -12,6 +12,7 @@ import stat
 from mllm_pipe import places
 from mllm_pipe.errors import Failure, Missing, Usage, WriteFailed
 
+LONGEST = 1 << 16  # characters of a key
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -30,6 +31,8 @@ def why_no_key(value: str) -> str:
     """Why a text cannot be a key, or ""."""
     if not value:
         return "is empty"
+    if len(value) > LONGEST:
+        return "is longer than 64 KiB; it is no key"
     if not value.isascii() or not value.isprintable() or value != value.strip():
         return "holds a line break, an outer blank or a character outside of ASCII; it is no key"
     return ""
@@ -51,10 +54,12 @@ def kept(name: str) -> str:
         return ""
     except OSError as error:
         raise Exposed(f"the key file {path_of(name)} cannot be read: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
+    try:
         if fault := _fault(os.fstat(descriptor)):
             raise Exposed(f"the key file {path_of(name)} {fault}")
-        value = file.read(1 << 16).decode(errors="replace").removesuffix("\n")
+        value = os.read(descriptor, LONGEST + 2).decode(errors="replace").removesuffix("\n")
+    finally:
+        os.close(descriptor)
     if fault := why_no_key(value):
         raise Exposed(f"the key file {path_of(name)} {fault}; mllm keys set {name} writes it anew")
     return value
@@ -96,16 +101,25 @@ def forget(name: str) -> None:
 
 
 def listed() -> list[tuple[str, str]]:
-    """(name, why its file is not used or "") of every key that is kept, by name."""
+    """(name, why its file is not used or "") of every key that is kept, by name. Exposed if that cannot be seen."""
     try:
         names = sorted(filter(_NAME.fullmatch, os.listdir(_folder())))
     except FileNotFoundError:
         return []
-    return [(name, _fault(os.lstat(path_of(name)))) for name in names]
+    except OSError as error:
+        raise Exposed(f"{_folder()} cannot be read: {error.strerror}") from None
+    return [(name, _why_not(path_of(name))) for name in names]
 
 
 def _folder() -> str:
     return os.path.join(places.configuration(), "keys")
+
+
+def _why_not(path: str) -> str:
+    try:
+        return _fault(os.stat(path))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _fault(seen: os.stat_result) -> str:

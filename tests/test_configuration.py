@@ -165,3 +165,32 @@ def test_a_slot_is_a_target_of_its_own_and_unset_ones_are_the_response_slot(sh, 
     assert sh(f"{long} a --window 60 | {slots}") == (0, "summarizer\nresponse\n", "")
     user('[agents.a]\nruntime = "exec:echo mine"\n')
     assert sh(f"{long} a --window 60 | jq -r 'select(.type == \"summary\").content'") == (0, "mine\n", "")
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("[defaults]\nto = 1", ":2: defaults.to is not a text"), ('[defaults]\nto = ["echo"]', ":2: defaults.to is not a text"),
+    ('[runtimes.a]\nkind = "command"\ncommand = ["cat\\u0000"]',
+     ":1: runtimes.a has a NUL in it, which no program or path can have"),
+    ('[runtimes.a]\nkind = "command"\ncommand = "cat"\ntimeout_s = 1e7',
+     ":4: runtimes.a.timeout_s is no number of seconds up to 2000000"),
+])  # fmt: skip
+def test_what_no_value_can_be_is_told_with_its_line(sh, home, text, why):
+    (home / ".config/mllm-pipe").mkdir(parents=True)
+    (home / ".config/mllm-pipe/mllm.toml").write_text(f"{text}\n")
+    to = "--to a" if "runtimes" in text else ""
+    assert sh(f"dispatch {to} --new q --text") == (2, "", f"dispatch: {home}/.config/mllm-pipe/mllm.toml{why}\n")
+
+
+def test_a_directory_that_is_gone_has_no_configuration(sh):
+    """It is where a script may stand that has tidied up after itself."""
+    assert sh("mkdir d; cd d; rmdir ../d; dispatch --to echo --new q --text; mllm trust") == (
+        66, "q\n", "mllm: no mllm.toml from here up to the root of the repository; name a FILE\n")  # fmt: skip
+
+
+def test_a_configuration_that_cannot_be_looked_for_is_not_taken_for_none(sh, home):
+    """It may hold a budget."""
+    path = home / ".config/mllm-pipe/mllm.toml"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(path.name)
+    assert sh("dispatch --to echo --new q --text") == (
+        2, "", f"dispatch: {path}: Too many levels of symbolic links\n")  # fmt: skip

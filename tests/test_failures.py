@@ -174,7 +174,7 @@ def test_a_runtime_may_have_limits_of_its_own(sh, home):
         assert ran.status == 124 and "no whole answer within 0.5 s" in ran.err
     (home / ".config/mllm-pipe/mllm.toml").write_text(text + 'timeout_s = "long"\n')
     ran = sh("dispatch --to slow --new q --text")
-    assert ran.status == 2 and ran.err.endswith("mllm.toml:5: runtimes.slow.timeout_s is no number of seconds\n")
+    assert ran.status == 2 and ran.err.endswith("mllm.toml:5: runtimes.slow.timeout_s is no number of seconds up to 2000000\n")
 
 
 # -- what was found by trying hard

@@ -242,3 +242,40 @@ def test_an_agent_program_is_given_the_key_of_a_command_or_a_file(sh, home, kind
         assert (ran.status, ran.out[:11]) == (0, "LOOPBACK-OK"), ran.err
         assert KEY not in ran.out + ran.err
         assert all(header in call["headers"] for call in server.calls())
+
+
+@pytest.mark.parametrize("line", [f"mllm keys set groq {KEY}", f"mllm keys set --{KEY} groq",
+                                  f"dispatch --to groq/m --key-env {KEY} --new q"])  # fmt: skip
+def test_a_key_in_the_wrong_place_is_not_said_again(sh, line):
+    ran = sh(line)
+    assert ran.status == 2 and ran.out == "" and KEY not in ran.err and ran.err.count("\n") == 1
+
+
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_said_again(sh, configured):
+    configured(f'key_env = "{KEY}"')
+    ran = sh(ASK)
+    assert ran.status == 2 and KEY not in ran.err
+    assert ran.err.endswith("key_env is no name of a variable; the key itself is not kept there\n")
+
+
+def test_what_is_too_long_for_a_key_is_not_kept_in_part(sh):
+    ran = sh("head -c 70000 /dev/zero | tr '\\0' k | mllm keys set groq; mllm keys list")
+    assert ran == (0, "", "mllm: what was given is longer than 64 KiB; it is no key\n")
+
+
+@pytest.mark.parametrize(("there", "why"), [
+    ("mkdir F", "is no regular file; remove it"), ("mkfifo F", "is no regular file; remove it"),
+    ("ln -s nowhere F", "cannot be read: No such file or directory"),
+    ("echo k > ../k; chmod 600 ../k; ln -s ../../../k F", "")])  # fmt: skip
+def test_what_is_said_of_a_key_file_is_what_a_call_finds(sh, home, configured, server, there, why):
+    """A link to a file that only the user can read is as good as the file; one to nowhere is no key."""
+    configured("")
+    path = home / ".config/mllm-pipe/keys/work"
+    made = f"mkdir -p {path.parent}; {there.replace('F', str(path)).replace('../../../k', '$PWD/../k')}"
+    ran = sh(f"{made}; mllm keys list; mllm doctor | grep work; {ASK}")
+    listed, doctor, *answer = ran.out.splitlines()
+    assert listed == f"work  ***  {path}{' ' + why if why else ''}"
+    if why.startswith("is no"):
+        assert doctor == f"  work         no: the key file {path} {why}"
+        assert (ran.status, answer) == (77, []) and why in ran.err
+    assert ("usable" in doctor) == (ran.status == 0) == (not why.startswith("is no"))

@@ -12,6 +12,7 @@ from mllm_pipe.errors import NO, OK, Outcome, Stopped, Usage
 from mllm_pipe.grouping import plan as plans
 from mllm_pipe.grouping.firing import LEFT, Firing
 from mllm_pipe.lineage import inherited_run, offered_run
+from mllm_pipe.lines import LONGEST_S
 from mllm_pipe.signals import die_by
 from mllm_pipe.stream import Sink, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
@@ -25,7 +26,7 @@ from mllm_pipe.terminal import kind_of, say
 @cli.option("--retry-unknown", is_flag=True, help="Ask again also what was asked and never heard, in all stages.")
 @cli.option("--max-cost", type=cli.Number(0), metavar="USD",
             help="Send nothing that could take the run beyond this, whichever stage asks.")
-@cli.option("--timeout", type=cli.Number(0, cli.LONGEST_S, min_open=True), metavar="SECONDS",
+@cli.option("--timeout", type=cli.Number(0, LONGEST_S, min_open=True), metavar="SECONDS",
             help="Limit of the whole.")
 @cli.option("--print", "shown", is_flag=True, help="Print lines of sh that do the same; run nothing.")
 @cli.option("--dry-run", is_flag=True, help="Print the stages, and what the first one would send; send nothing.")

@@ -14,8 +14,6 @@ from mllm_pipe.errors import Usage
 from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of
 
-_LONGEST = 1 << 16
-
 
 @click.group("keys")
 @cli.common_options
@@ -23,7 +21,18 @@ def keys_command() -> None:
     """Keep keys of runtimes, each in a file of its own that only you can read."""
 
 
-@keys_command.command("set")
+class _Unsaid(click.Command):
+    """What is wrong with its arguments may be the key, so it is not said again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError:
+            why = "keys set takes a NAME and nothing else; the key comes from stdin: op read ... | mllm keys set NAME"
+            raise Usage(why) from None
+
+
+@keys_command.command("set", cls=_Unsaid)
 @cli.argument("name")
 @cli.common_options
 def set_command(name: str) -> int:
@@ -35,7 +44,7 @@ def set_command(name: str) -> int:
     if kind_of(0) == "terminal":
         value = str(click.prompt(f"Key of {name}", hide_input=True, default="", show_default=False, err=True))
     else:
-        given = sys.stdin.buffer.read(_LONGEST) if sys.stdin else b""  # none with <&-
+        given = sys.stdin.buffer.read(keys.LONGEST + 2) if sys.stdin else b""  # none with <&-
         if not given:
             raise Usage(f"stdin is empty; the key comes from there: op read ... | mllm keys set {name}")
         value = given.decode(errors="replace").removesuffix("\n").removesuffix("\r")
