@@ -107,7 +107,7 @@ def test_secrets_are_masked(sh, user):
          'headers = { "x-thing" = "canary" }\nmax_tokens = 5\nkey_command = "echo canary"\n')  # fmt: skip
     ran = sh("mllm config")
     assert "canary" not in ran.out
-    assert [row["value"] for row in ran.records[5:]] == [
+    assert [row["value"] for row in ran.records if row["origin"] == "user"] == [
         "openai-chat", "https://***@h/v1?api_key=***&x=1", "NAME", "***", 5, "***"]  # fmt: skip
 
 
@@ -194,3 +194,8 @@ def test_a_configuration_that_cannot_be_looked_for_is_not_taken_for_none(sh, hom
     path.symlink_to(path.name)
     assert sh("dispatch --to echo --new q --text") == (
         2, "", f"dispatch: {path}: Too many levels of symbolic links\n")  # fmt: skip
+
+
+def test_a_budget_of_the_environment_is_part_of_what_is_in_force(sh):
+    ran = sh("mllm config MLLM_BUDGET", MLLM_BUDGET="day_usd=1")
+    assert ran == (0, '{"key":"MLLM_BUDGET","value":"day_usd=1","origin":"environment"}\n', "")

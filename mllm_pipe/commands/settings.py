@@ -15,7 +15,8 @@ from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of
 
 # What stands for a flag, and what holds if nothing says otherwise.
-VARIABLES = {"MLLM_TO": None, "MLLM_BY": None, "MLLM_TIMEOUT": "600", "MLLM_JOURNAL": "full", "MLLM_CONFIG": None}
+VARIABLES = {"MLLM_TO": None, "MLLM_BY": None, "MLLM_TIMEOUT": "600", "MLLM_JOURNAL": "full", "MLLM_BUDGET": None,
+             "MLLM_RESUME": None, "MLLM_RETRY_UNKNOWN": None, "MLLM_QUIET": None, "MLLM_CONFIG": None}  # fmt: skip
 _SECRET = re.compile(r"(?i)(^|_)(key|token|secret|password|headers?|authorization)($|_)")
 _NAMES_OF_SECRETS = ("key_env", "max_tokens", "pass_env")
 
