@@ -228,20 +228,28 @@ def survey() -> list[tuple[str, str]]:
         if name in ("exec", "replay"):
             found.append((name, ""))  # as usable as the program or the file that is named
         else:
-            found.append((name, runtimes.load(name).usable(target)))
+            found.append((name, _unusable(name, target)))
     known = presets()
     for name in known:
         target = _UNSET | _named(name)[0]
-        found.append((name, runtimes.load("openai-chat").usable(target) or _deaf(target["base_url"])))
+        found.append((name, _unusable("openai-chat", target) or _deaf(target["base_url"])))
     try:
         configuration = read_configuration()
         for name in configuration["runtimes"]:
             if name not in (*builtin(), *known):
                 target = _UNSET | _named_runtime(name, configuration)[0]
-                found.append((name, runtimes.load(target["kind"]).usable(target)))
+                found.append((name, _unusable(target["kind"], target)))
     except Usage as wrong:
         found.append(("mllm.toml", str(wrong)))
     return found
+
+
+def _unusable(kind: str, target: Target) -> str:
+    """Why a target cannot be called, "" if it can."""
+    try:
+        return str(runtimes.load(kind).usable(target))
+    except Usage as wrong:
+        return str(wrong)
 
 
 def key_names() -> list[str]:

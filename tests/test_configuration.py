@@ -41,6 +41,13 @@ def test_a_cloned_repository_does_nothing_before_it_is_trusted_and_nothing_again
     assert sh(line) == refused and not list(work.rglob("pwnee"))
 
 
+def test_a_directory_s_name_makes_no_line_of_the_list(sh, work):
+    (work / "a\ntrusted  ").mkdir()
+    (work / "a\ntrusted  /mllm.toml").write_text(POET % "cat")
+    assert sh(f"cd a*; {AT_TERMINAL} mllm trust").status == 0
+    assert sh("mllm trust --list") == (0, f"trusted  {work}/a\\u000atrusted  /mllm.toml\n", "")
+
+
 def test_trust_is_of_a_path_with_its_content(sh, work, home):
     (work / "a").mkdir()
     (work / "b").mkdir()

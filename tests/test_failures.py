@@ -270,3 +270,19 @@ def test_help_into_a_pipe_that_nobody_reads_is_141(sh):
 def test_a_home_that_is_nowhere_or_relative_is_not_written_to(sh, work):
     assert sh("dispatch --to echo --new x --text", XDG_STATE_HOME="relative") == (0, "x\n", "")
     assert not (work / "relative").exists()
+
+
+@pytest.mark.parametrize("spec", ["openai-chat:m", "openai:gpt-5.4", "anthropic:claude-opus-4-8", "google:gemini-3-pro"])
+@pytest.mark.parametrize("more", ["?key=%s", "#%s"])
+def test_a_base_url_that_ends_in_a_query_is_refused(sh, spec, more):
+    """What the API's path is put behind would be its query: the request went elsewhere, with the key."""
+    secret = "k" * 20
+    keys = dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"), "x")
+    ran = sh(f"dispatch --to {spec} --base-url 'http://127.0.0.1:9/v1{more % secret}' --new q", **keys)
+    assert ran.status == 2 and secret not in ran.out + ran.err
+    assert ran.err.endswith(": 'http://127.0.0.1:9/v1' has a ? or a #; a base URL ends with a path, like https://host/v1\n")
+
+
+def test_a_base_url_that_will_not_do_is_told_by_doctor(sh):
+    ran = sh("mllm doctor", OPENAI_BASE_URL="http://127.0.0.1:9/v1?a=b")
+    assert ran.status == 0 and ran.out.count("has a ? or a #") == 2

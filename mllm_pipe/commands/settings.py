@@ -34,7 +34,8 @@ def trust_command(file: str | None, listing: bool, revoke: bool) -> int:
     if listing:
         if file or revoke:
             raise Usage("--list stands alone")
-        show("".join(f"{state.ljust(7)}  {path}\n" for path, state in trust.listed()))
+        shown = [(path.replace("\n", "\\u000a"), state) for path, state in trust.listed()]  # a line each
+        show("".join(f"{state.ljust(7)}  {path}\n" for path, state in shown))
         return 0
     path = file or configuration.project_file()
     if not path:

@@ -15,8 +15,12 @@ from mllm_pipe.runtimes import _faults, _key
 
 
 def base_url(target: Mapping[str, Any], variable: str, default: str) -> str:
-    """target["base_url"], else the environment's, else the vendor's; without a slash at its end."""
-    return str(target.get("base_url") or os.environ.get(variable) or default).rstrip("/")
+    """target["base_url"], else the environment's, else the vendor's; without a slash at its end. Usage if the API's
+    path, which is put behind it, would become part of a query."""
+    url = str(target.get("base_url") or os.environ.get(variable) or default).rstrip("/")
+    if "?" in url or "#" in url:
+        raise Usage(f"{_public(url)!r} has a ? or a #; a base URL ends with a path, like https://host/v1")
+    return url
 
 
 @lru_cache(64)
@@ -131,9 +135,13 @@ def checked(url: str, headers: Mapping[str, str]) -> Any:
     except ValueError:
         sound = False
     if not sound or not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):
-        shown = _faults.tidy(re.sub(r"//[^/@]*@|[?#].*", lambda found: "//***@" * (found[0][0] == "/"), url))
-        raise Usage(f"{shown!r} is no URL of an API; a base URL looks like https://host/v1")
+        raise Usage(f"{_public(url)!r} is no URL of an API; a base URL looks like https://host/v1")
     return parts
+
+
+def _public(url: str) -> str:
+    """A URL without a name and password, and without its query, for a message."""
+    return _faults.tidy(re.sub(r"//[^/@]*@|[?#].*", lambda found: "//***@" * (found[0][0] == "/"), url))
 
 
 @lru_cache(64)
