@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 
 from mllm_pipe import places
 from mllm_pipe.errors import Failure, Missing, Usage, WriteFailed
@@ -74,6 +75,7 @@ def keep(name: str, value: str) -> None:
     beside = f"{path_of(name)}~{os.getpid()}"
     try:
         os.makedirs(_folder(), mode=0o700, exist_ok=True)
+        _sweep(name)
         try:
             with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(value.encode() + b"\n")
@@ -93,11 +95,26 @@ def forget(name: str) -> None:
     try:
         if not _NAME.fullmatch(name):
             raise FileNotFoundError
+        _sweep(name)
         os.unlink(path_of(name))
     except FileNotFoundError:
         raise Missing(f"no key is kept for {name}; mllm keys list shows the names") from None
     except OSError as error:
         raise WriteFailed(f"{path_of(name)}: {error.strerror}") from None
+
+
+def _sweep(name: str) -> None:
+    """Remove what those have left beside the key of a runtime who were killed while they kept it."""
+    for entry in os.listdir(_folder()):
+        kept_for, _, process = entry.partition("~")
+        if kept_for == name and process.isascii() and process.isdigit():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(_folder(), entry))
+            except (PermissionError, OverflowError):
+                pass  # it lives, or is none
 
 
 def listed() -> list[tuple[str, str]]:

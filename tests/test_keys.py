@@ -279,3 +279,14 @@ def test_what_is_said_of_a_key_file_is_what_a_call_finds(sh, home, configured, s
         assert doctor == f"  work         no: the key file {path} {why}"
         assert (ran.status, answer) == (77, []) and why in ran.err
     assert ("usable" in doctor) == (ran.status == 0) == (not why.startswith("is no"))
+
+
+@pytest.mark.parametrize("line", [f"echo {KEY} | mllm keys set openai", "mllm keys rm openai"])
+def test_what_a_killed_set_has_left_goes_with_the_next(sh, home, line):
+    sh(f"echo {KEY} | mllm keys set openai; echo {KEY} | mllm keys set groq")
+    folder = home / ".config/mllm-pipe/keys"
+    living, dead, other = f"openai~{os.getpid()}", f"openai~{2**31 - 1}", f"groq~{2**31 - 1}"
+    for name in (living, dead, other):
+        (folder / name).write_text(KEY)
+    assert sh(line).status == 0
+    assert sorted({file.name for file in folder.iterdir()} - {"openai"}) == sorted(["groq", living, other])
