@@ -240,6 +240,17 @@ def test_an_answer_of_another_place_is_another_answer(sh, work):
     assert (work / "asked").read_text() == "x\n" * 3
 
 
+def test_what_another_process_waits_for_is_not_asked_again(sh, home):
+    """Nobody has heard the answer, but it may come; when who waits for it is killed, it can be asked for again."""
+    with serve("chat") as server:
+        line = f"dispatch --timeout 600 --to openai-chat:m --base-url {server.url('hang')}/v1 --resume nightly --new q"
+        again = f"{line.replace('600', '0.5')} --retry-unknown --max-retries 0 > out"
+        ran = sh(f"{line} > first & pid=$!; until grep -q intent {home}/.local/state/mllm-pipe/journal.jsonl 2>/dev/null; do :; done; "
+                 f"{again}; echo $?; kill -9 $pid; wait $pid; {again}; echo $?", **RUN)  # fmt: skip
+        assert ran.out.split() == ["3", "124"] and len(server.calls()) == 2
+    assert "this run has asked and not heard the answer, which may be billed" in ran.err
+
+
 def test_a_line_of_the_journal_that_was_torn_is_no_answer(sh, home):
     """A writer was killed in the middle of an outcome, and another came after it."""
     line = "dispatch -q --to 'exec:sh -c \"echo x >> asked; wc -l < asked\"' --text --new --resume nightly q"

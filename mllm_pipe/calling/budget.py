@@ -16,13 +16,14 @@ import re
 import time
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from threading import Condition
 from typing import Any, NamedTuple
 
 import orjson
 
 from mllm_pipe import models, prices, window
-from mllm_pipe.calling import journal
+from mllm_pipe.calling import journal, living
 from mllm_pipe.configuration import configured_budget
 from mllm_pipe.envelope import Record, seconds_of
 from mllm_pipe.errors import OverBudget, Usage
@@ -197,7 +198,8 @@ class Ledger:
         """run_matters: False if only today counts; then older lines are not looked into."""
         self.run_matters, self.offset, self.inode = run_matters, 0, 0
         self.spent: dict[Any, Worst] = {}  # by run, and by day
-        self.open: dict[str, dict[str, tuple[Worst, float, Any, str]]] = {}  # by call and key: worst, until, day, run
+        # by call and key: worst, until, process, day, run
+        self.open: dict[str, dict[str, tuple[Worst, float, int | None, Any, str]]] = {}
 
     def read_on(self, appender: Appender) -> None:
         """Take in what the journal has gained."""
@@ -209,17 +211,19 @@ class Ledger:
         self.offset = read_new(appender, self.offset, self._take)
 
     def sums(self, limit: Limit, run: str, now: float, ids: Ids, unpaid: set[Ids]) -> tuple[Decimal, Decimal]:
-        """(spent, reserved by other calls in flight) of a limit. Who has not ended in time counts as spent.
+        """(spent, reserved by other calls in flight) of a limit. Who has not ended in time, or was killed, counts as
+        spent.
 
         ids: of the call that asks; an earlier try of its own is no other call, and spent unless it is in `unpaid`.
         """
         where = _day(now) if limit.scope == "day" else run
         spent, reserved = _of(self.spent.get(where, _NOTHING), limit), Decimal(0)
+        alive = cache(living.lives)
         for ident, intents in self.open.items():
-            for key, (worst, until, *places) in intents.items():
+            for key, (worst, until, process, *places) in intents.items():
                 if where not in places or (ident, key) == ids or (ident, key) in unpaid:
                     continue
-                if until > now and ident != ids[0]:
+                if until > now and ident != ids[0] and (process is None or alive(process)):
                     reserved += _of(worst, limit)
                 else:
                     spent += _of(worst, limit)
@@ -238,7 +242,7 @@ class Ledger:
             said = entry.get("worst", {"usd": "0", "tokens": 0, "until": 0})
             worst = Worst(None if said["usd"] is None else Decimal(said["usd"]), said["tokens"])
             calls = self.open.setdefault(entry["id"], {})
-            calls[entry["key"]] = worst, said["until"], _day(when), entry["parent_run_id"]
+            calls[entry["key"]] = worst, said["until"], entry.get("process"), _day(when), entry["parent_run_id"]
         elif entry["id"] in self.open:
             self._settle(self.open.pop(entry["id"]), entry)
 
@@ -246,7 +250,7 @@ class Ledger:
         span = next((record for record in outcome["records"] if record["type"] == "span"), None)
         if not span:
             return  # refused on our side
-        for key, (worst, _, *keys) in intents.items():
+        for key, (worst, _, _, *keys) in intents.items():
             if key == outcome["key"]:
                 cost = spent_on(worst, span["cost_usd"], span["usage"], span["status"] == "error")
             elif any(attempt["status"] == "unknown" for attempt in span.get("attempts", [])):

@@ -2,13 +2,15 @@
 
 $XDG_STATE_HOME/mllm-pipe/journal.jsonl, mode 0600. MLLM_JOURNAL=off keeps none, spans keeps no text, full is default.
 
-    {"v": 1, "type": "intent", "id": run_id, "key": ..., "at": ..., "parent_run_id", "thread", "op", "runtime", "model"}
+    {"v": 1, "type": "intent", "id": run_id, "key": ..., "at": ..., "parent_run_id", "thread", "op", "runtime", "model",
+     "process"}
     {"v": 1, "type": "outcome", "id": run_id, "key": ..., "at": ..., "status", "records": [...]}
 
 Each try of a call has an intent, with the same id, and all of them one outcome: its status is ok, error (surely not
-paid for), unknown, or taken (from an earlier run, nothing was sent). An intent may say the `worst` that the call can
-cost (mllm_pipe.calling.budget). Where no record of an outcome is a message, `result` is what was answered. `cut` has
-what had come of tries that failed before another was made: it may have to be paid for, and stands nowhere else.
+paid for), unknown, or taken (from an earlier run, nothing was sent). An intent says the `process` that asks
+(mllm_pipe.calling.living), and may say the `worst` that the call can cost (mllm_pipe.calling.budget). Where no record
+of an outcome is a message, `result` is what was answered. `cut` has what had come of tries that failed before another
+was made: it may have to be paid for, and stands nowhere else.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe import places
+from mllm_pipe.calling import living
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import Missing, Usage, WriteFailed
 from mllm_pipe.lines import digest
@@ -99,7 +102,8 @@ def intend(run_id: str, key: str, about: Record, admit: Callable[[Appender], boo
     """
     if _unwritten:  # an outcome needs more room than an intent: what is asked now may be lost as that one was
         raise WriteFailed(_unwritten[0])
-    return _write({"v": 1, "type": "intent", "id": run_id, "key": key, "at": timestamp()} | about, admit)
+    by = {"process": living.ours()} if mode() != "off" else {}
+    return _write({"v": 1, "type": "intent", "id": run_id, "key": key, "at": timestamp()} | about | by, admit)
 
 
 def conclude(

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.calling import journal
+from mllm_pipe.calling import journal, living
 from mllm_pipe.envelope import Record, seconds_of
 from mllm_pipe.errors import Missing, Usage
 from mllm_pipe.storage import Appender
@@ -36,6 +36,7 @@ class Memory:
         self.answers: dict[str, tuple[int, int]] = {}  # key: where its outcome stands
         self.unheard: dict[str, set[str]] = {}  # key: the calls of the run with no outcome, or an unknown one
         self.keys: dict[str, str] = {}  # of the run's intents, the first one of each call
+        self.asking: dict[str, int] = {}  # calls of the run that have no outcome, and the process that asks
         self.run = run_of(run) if run else None
         self._read_on()
 
@@ -60,17 +61,23 @@ class Memory:
         """For `journal.intend`: `admit`, but Claimed where another process that resumes the run has asked meanwhile.
 
         It is asked under the lock of the journal, so of two only one asks. ident: the call that wants to.
-        again: --retry-unknown, so that only an answer is in its way.
+        again: --retry-unknown, so that only an answer is in its way, or who is at it.
         """
 
         def check(appender: Appender) -> bool:
             with self.reading:
                 self._read_on()
-                if key in self.answers or (not again and self.unheard.get(key, set()) - {ident}):
+                others = self.unheard.get(key, set()) - {ident}
+                if key in self.answers or (others and not again) or any(map(self._is_asked, others)):
                     raise Claimed
             return admit(appender) if admit else True
 
         return check
+
+    def _is_asked(self, ident: str) -> bool:
+        """True if another process waits for what comes of this call."""
+        process = self.asking.get(ident)
+        return process is not None and process != living.ours() and living.lives(process)
 
     def _read_on(self) -> None:
         """Take note of what the journal has gained, up to its last whole line. It stays open: another may prune it."""
@@ -92,10 +99,13 @@ class Memory:
             return
         ident, key = head[2].decode(), head[3].decode()
         if head[1] == b"intent":
-            if self.run and ident not in self.keys and _of_run(line, self.run):
+            if self.run and ident not in self.keys and (intent := _of_run(line, self.run)):
                 self.keys[ident] = key
                 self.unheard.setdefault(key, set()).add(ident)
+                if type(intent.get("process")) is int:
+                    self.asking[ident] = intent["process"]
         elif self.run:
+            self.asking.pop(ident, None)
             asked = self.keys.get(ident)  # not by its own key: it may be that of a fallback
             if asked and head[5] == b"ok":
                 self.answers[asked] = self.offset, len(line)
@@ -131,8 +141,10 @@ def kept_result(result: dict[str, Any], made: list[Record]) -> dict[str, Any] | 
     return {name: result.get(name) for name in ("parts", "finish", "model", "provider", "usage")}
 
 
-def _of_run(line: bytes, run: str) -> bool:
-    return b'"parent_run_id":' in line and _whole(line).get("parent_run_id") == run
+def _of_run(line: bytes, run: str) -> Record | None:
+    """The intent in a line, if it is of this run."""
+    said = _whole(line) if b'"parent_run_id":' in line else {}
+    return said if said.get("parent_run_id") == run else None
 
 
 def _whole(line: bytes) -> Record:
