@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -361,8 +362,7 @@ def test_a_journal_that_is_taken_away_meanwhile_is_begun_anew(sh, home, batch):
 
     def play(number, text):
         if number == 2:
-            (folder / "journal.jsonl").unlink()
-            folder.rmdir()
+            shutil.rmtree(folder)
         return 200, {}, "x"
 
     with Play(play) as server:
