@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from typing import Any
 
 import orjson
 
-from mllm_pipe import runtimes
+from mllm_pipe import keys, runtimes
 from mllm_pipe.configuration import Configuration, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.envelope import Record
@@ -181,7 +180,7 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_S:
             at = where(configuration, "runtimes", name, limit)
             raise Usage(f"{at}: runtimes.{name}.{limit} is no number of seconds up to {LONGEST_S:.0f}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(configured.get("key_env", "_"))):
+    if not keys.names_variable(str(configured.get("key_env", "_"))):
         at = where(configuration, "runtimes", name, "key_env")
         raise Usage(f"{at}: runtimes.{name}.key_env is no name of a variable; the key itself is not kept there")
     if "key_command" in configured:

@@ -18,8 +18,9 @@ import click
 from mllm_pipe import __version__
 from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usage
 from mllm_pipe.lines import LONGEST_S, MAX_LINE
+from mllm_pipe.reader import reader_left
 from mllm_pipe.signals import die_by, ending, listen
-from mllm_pipe.stream import reader_left, write
+from mllm_pipe.stream import write
 from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
 
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -202,8 +203,11 @@ def _rate(_: click.Context, parameter: click.Parameter, text: str | None) -> flo
 
 def _variable(_: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
     """The name of a variable. What looks like none may be the key itself, so it is not said again."""
-    if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise Usage(f"{parameter.opts[0]} takes the name of the variable that holds the key, not the key")
+    if name:
+        from mllm_pipe.keys import names_variable
+
+        if not names_variable(name):
+            raise Usage(f"{parameter.opts[0]} takes the name of the variable that holds the key, not the key")
     return name
 
 

@@ -45,6 +45,11 @@ def without_secrets(url: str) -> str:
     return re.sub(r"(?i)([?&][^=&\s]*(?:key|token|secret)[^=&\s]*=)[^&\s]*", r"\1***", url)
 
 
+def names_variable(name: str) -> bool:
+    """True if a variable of the environment can have this name; what cannot may be the key itself."""
+    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None
+
+
 def kept(name: str) -> str:
     """The key that is kept for a runtime, "" if none is. Exposed for a file that others can read or write."""
     if not _NAME.fullmatch(name):

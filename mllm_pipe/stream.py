@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from mllm_pipe.envelope import Record, line_of, new_id, seconds_of, timestamp
 from mllm_pipe.errors import FAILED, BadRecord, Failure, InputCut, Outcome, Stopped, Usage, WriteFailed
@@ -375,29 +374,3 @@ def read_share() -> float | None:
         return None
     size = os.fstat(0).st_size
     return os.lseek(0, 0, os.SEEK_CUR) / size if size else None
-
-
-def watch_reader(on_left: Callable[[], Any]) -> None:
-    """Call `on_left` in a thread of its own as soon as the reader of stdout has left (law 8), once.
-
-    poll() reports POLLERR on the write end of a pipe whose last reader is gone, also while we wait for an answer.
-    """
-    if kind_of(1) != "pipe":
-        return
-
-    def wait() -> None:
-        poll = select.poll()
-        poll.register(1, 0)
-        poll.poll()
-        on_left()
-
-    threading.Thread(target=wait, name="reader-watch", daemon=True).start()
-
-
-def reader_left() -> bool:
-    """True if stdout is a pipe that nobody reads any more."""
-    poll = select.poll()
-    poll.register(1, 0)
-    return kind_of(1) == "pipe" and bool(poll.poll(0))
-
-

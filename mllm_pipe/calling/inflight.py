@@ -14,8 +14,8 @@ from mllm_pipe.calling import journal
 from mllm_pipe.calling.span import Io, span_of
 from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, WriteFailed
+from mllm_pipe.reader import watch_reader
 from mllm_pipe.signals import held
-from mllm_pipe.stream import watch_reader
 
 Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
 live: dict[str, Sent] = {}  # calls that were sent and are not settled, by id

@@ -23,7 +23,8 @@ def ours() -> int | None:
     locks, a process of the same number in another container)."""
     if not _mine:
         with _once:
-            _mine.append(os.getpid() if _locked(os.getpid(), fcntl.LOCK_EX) else None)
+            if not _mine:  # another thread may have come first
+                _mine.append(os.getpid() if _locked(os.getpid(), fcntl.LOCK_EX) else None)
     return _mine[0]
 
 

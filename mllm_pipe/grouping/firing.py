@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, InputCut, Outcome
 from mllm_pipe.grouping.plan import Plan, of_round, variables
+from mllm_pipe.reader import watch_reader
 from mllm_pipe.runtimes._pipeline import Pipeline, pipeline
-from mllm_pipe.stream import Sink, Source, Thread, show, watch_reader
+from mllm_pipe.stream import Sink, Source, Thread, show
 from mllm_pipe.terminal import note
 from mllm_pipe.thread import branch, text_of
 from mllm_pipe.turn import complaint

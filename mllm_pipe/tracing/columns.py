@@ -95,8 +95,8 @@ def columns_of(found: dict[str, Column], kinds: Callable[[list[Any]], list[int]]
 
 def _refuse_unsound(found: dict[str, Column], runs: Column, used: list[Column], costs: Column) -> None:
     """ValueError or TypeError if columns do not hold what they have to."""
-    began, outputs = found["started_at"], _known(found.get("output_ids", ()))
-    ids = [_known(found[name]) for name in ("input_id", "handed_id") if name in found]
+    began, outputs = found["started_at"], known(found.get("output_ids", ()))
+    ids = [known(found[name]) for name in ("input_id", "handed_id") if name in found]
     "".join(chain(runs, found["thread"], found["id"], *ids, *outputs))  # it refuses what is no text
     stamps = "\n".join(began) + "\n"
     if (
@@ -116,11 +116,12 @@ def _are_numbers(column: Column, types: set[type], limit: float) -> bool:
     found = set(map(type, column))
     if found >= _NONE:
         found -= _NONE
-        column = _known(column) if found else ()
+        column = known(column) if found else ()
     return found <= types and (not column or 0 <= min(column) <= max(column) < limit)
 
 
-def _known(column: Column) -> list[Any]:
+def known(column: Column) -> list[Any]:
+    """The values of a column that are not None."""
     return [value for value in column if value is not None]
 
 

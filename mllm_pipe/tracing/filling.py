@@ -18,7 +18,7 @@ from orjson import JSONDecodeError, dumps, loads
 from mllm_pipe.envelope import Record, holds
 from mllm_pipe.lines import digest
 from mllm_pipe.tracing import journalled
-from mllm_pipe.tracing.columns import KIND, NAMES, NO_SPAN, PLACE, USAGE, columns_of, fields_of, packed, unpacked
+from mllm_pipe.tracing.columns import KIND, NAMES, NO_SPAN, PLACE, USAGE, columns_of, fields_of, known, packed, unpacked
 from mllm_pipe.tracing.ledger import digits
 
 _BLOCK = 1 << 17  # what is parsed of it stays in the processor's cache
@@ -209,12 +209,12 @@ class Filling:
         sums, start = [], 0
         for kind, count in sorted(Counter(kinds).items()):
             of_kind = slice(start, start + count)
-            paid = _known(costs[of_kind])
-            tokens = [_known(column[of_kind]) for column in used]
+            paid = known(costs[of_kind])
+            tokens = [known(column[of_kind]) for column in used]
             sums.append((kind, count, count - len(paid), sum(paid), *(sum(some) if some else None for some in tokens)))
             times = self.times.setdefault(kind, ([], []))
             times[0].extend(durations[of_kind])
-            times[1].extend(_known(firsts[of_kind]))
+            times[1].extend(known(firsts[of_kind]))
             start += count
         self.db.executemany(f"insert into total values (?,?,?,?,?,?,?,?,?) {_ADDED}", sums)
         self.timed += len(kinds)
@@ -273,10 +273,6 @@ class Filling:
             db.executemany("insert into pace values (?,?,?)",
                            [(*of, dumps(times).decode()) for of, times in gathered.items()])  # fmt: skip
             db.execute("update meta set paced = (select max(rowid) from pace)")
-
-
-def _known(values: tuple[Any, ...]) -> list[Any]:
-    return [value for value in values if value is not None]
 
 
 def tail(descriptor: int, end: int) -> str:
