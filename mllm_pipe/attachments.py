@@ -1,11 +1,12 @@
-"""Files that the user names on the command line: their bytes, and what type they are."""
+"""Files that the user attaches: their bytes, and what type they are."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import Usage
+from mllm_pipe.files import whole
 
 # By their first bytes; a name says nothing about what a vendor will find.
 _SIGNATURES = (
@@ -15,18 +16,6 @@ _SIGNATURES = (
     (b"GIF89a", "image/gif"),
     (b"%PDF-", "application/pdf"),
 )
-
-
-def read(name: str) -> bytes:
-    """The bytes of a file, or of stdin for "-". Missing if there is none."""
-    try:
-        if name == "-":
-            with open(0, "rb", closefd=False) as stdin:
-                return stdin.read()
-        with open(name, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise Missing(f"{name}: {error.strerror}") from None
 
 
 def media_type(data: bytes, name: str) -> str:
@@ -63,7 +52,7 @@ def part(name: str) -> dict[str, Any]:
             raise Usage(f"{name}: its name does not say what it is, and it is not fetched; attach it as a file")
         return {"type": "file", "media_type": kind, "url": name}
 
-    data = read(name)
+    data = whole(0 if name == "-" else name)
     if not data:
         raise Usage(f"{name} is empty; there is nothing to attach")
     made: dict[str, Any] = {"type": "file", "media_type": media_type(data, name)}

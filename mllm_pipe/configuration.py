@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mllm_pipe import places, trust
 from mllm_pipe.errors import Usage
+from mllm_pipe.files import whole
 from mllm_pipe.terminal import note
 
 Configuration = dict[str, Any]
@@ -138,11 +139,7 @@ def _is_there(path: str) -> bool:
 
 
 def _bytes(path: str, named_by: str = "") -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise Usage(f"{named_by}{path}: {error.strerror}") from None
+    return whole(path, f"{named_by}{path}", Usage)
 
 
 def checked(origin: str, path: str, content: bytes) -> Source:

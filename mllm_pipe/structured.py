@@ -10,7 +10,8 @@ import orjson
 
 from mllm_pipe.closed_form import Invalid, json_of
 from mllm_pipe.contract import Schema, TooDeep, fault, sound
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import Usage
+from mllm_pipe.files import whole
 
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\s+(int|float|bool|str))?(?:\s*:\s*(.*))?", re.DOTALL)
@@ -33,11 +34,7 @@ def schema_of(spec: str) -> Schema:
 
 def from_file(path: str, where: str) -> Schema:
     """The JSON Schema in a file. Missing if it cannot be read, Usage if it is none; `where` begins the message."""
-    try:
-        with open(path, "rb") as file:
-            return sound(_parsed(file.read(), where), where)
-    except OSError as error:
-        raise Missing(f"{where}: {error.strerror}") from None
+    return sound(_parsed(whole(path, where), where), where)
 
 
 def _short(text: str) -> Schema:

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from mllm_pipe.envelope import Record, new_id, timestamp
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import Usage
+from mllm_pipe.files import whole
 from mllm_pipe.lineage import in_group
 from mllm_pipe.stream import Thread
 
@@ -25,10 +26,7 @@ def read(path: str) -> list[Tool]:
     parameters, input_schema or inputSchema), or a plain JSON Schema with a title, which is the name.
     """
     try:
-        with open(path, "rb") as file:
-            declared = orjson.loads(file.read())
-    except OSError as error:
-        raise Missing(f"--tool {path}: {error.strerror}") from None
+        declared = orjson.loads(whole(path, f"--tool {path}"))
     except orjson.JSONDecodeError as error:
         raise Usage(f"--tool {path}: no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     if isinstance(declared, dict) and isinstance(declared.get("tools"), list):

@@ -11,6 +11,7 @@ import os
 
 from mllm_pipe import places
 from mllm_pipe.errors import Missing, WriteFailed
+from mllm_pipe.files import whole
 from mllm_pipe.lines import digest
 
 
@@ -48,19 +49,10 @@ def listed() -> list[tuple[str, str]]:
     found = []
     for mark, path in _all():
         try:
-            found.append((path, "trusted" if _mark(path, read(path)) == mark else "changed"))
+            found.append((path, "trusted" if _mark(path, whole(path)) == mark else "changed"))
         except Missing:
             found.append((path, "gone"))
     return sorted(found)
-
-
-def read(path: str) -> bytes:
-    """The content of a file. Missing if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise Missing(f"{path}: {error.strerror}") from None
 
 
 def _all() -> list[tuple[str, str]]:
@@ -69,7 +61,7 @@ def _all() -> list[tuple[str, str]]:
         marks = os.listdir(_folder())
     except FileNotFoundError:
         return []
-    return [(mark, os.fsdecode(read(os.path.join(_folder(), mark)))) for mark in marks]
+    return [(mark, os.fsdecode(whole(os.path.join(_folder(), mark)))) for mark in marks]
 
 
 def _folder() -> str:

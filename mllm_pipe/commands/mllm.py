@@ -17,6 +17,7 @@ from mllm_pipe.commands.settings import config_command, trust_command
 from mllm_pipe.configuration import project_file
 from mllm_pipe.envelope import CONTROL, admit
 from mllm_pipe.errors import BAD_RECORD, BadRecord, Usage
+from mllm_pipe.files import whole
 from mllm_pipe.lines import MAX_LINE, Lines, Long, parse
 from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of, say
@@ -72,7 +73,7 @@ def doctor(form: str) -> int:
     width = max(len(name) for name, _ in found)
     lines = [f"mllm-pipe {__version__}, Python {platform.python_version()}, {sys.platform}"]
     lines += [f"  {name.ljust(width)}  {'usable' if not why_not else 'no: ' + why_not}" for name, why_not in found]
-    if (project := project_file()) and not trust.is_trusted(project, trust.read(project)):
+    if (project := project_file()) and not trust.is_trusted(project, whole(project)):
         lines.append(f"  {project} is not used: it came with this directory; mllm trust shows and uses it")
     show("\n".join(lines) + "\n")
     return 0

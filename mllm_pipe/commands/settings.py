@@ -11,6 +11,7 @@ import orjson
 
 from mllm_pipe import cli, configuration, keys, trust
 from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.files import whole
 from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of
 
@@ -45,7 +46,7 @@ def trust_command(file: str | None, listing: bool, revoke: bool) -> int:
             raise Missing(f"{path} was not trusted; mllm trust --list shows what is")
         show(f"{os.path.relpath(path)} is trusted no more\n")
         return 0
-    content = trust.read(path)
+    content = whole(path)
     configuration.checked("project", path, content)
     if kind_of(0) != "terminal" or kind_of(1) != "terminal":
         raise Usage(f"trust is given at a terminal, by who has read the file; in a script: MLLM_CONFIG={path}")

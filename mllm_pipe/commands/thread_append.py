@@ -10,6 +10,7 @@ from mllm_pipe import attachments, cli
 from mllm_pipe.copying import copy
 from mllm_pipe.envelope import Record, line_of, new_id
 from mllm_pipe.errors import FAILED, BadRecord, Failure, Missing, Outcome, Usage
+from mllm_pipe.files import whole
 from mllm_pipe.message import Completer, extend
 from mllm_pipe.storage import Appender
 from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
@@ -111,11 +112,11 @@ def _read_text(piece: str) -> str:
     """A TEXT as it is, or what @NAME or @- says, as plain text."""
     if not piece.startswith("@"):
         return piece
-    data = attachments.read(piece[1:])
+    name = piece[1:]
     try:
-        return data.decode()
+        return whole(0 if name == "-" else name).decode()
     except UnicodeDecodeError:
-        raise BadRecord(f"{piece[1:]} is no UTF-8 text; attach it with -a") from None
+        raise BadRecord(f"{name} is no UTF-8 text; attach it with -a") from None
 
 
 def _emit(thread: Thread, sink: Sink, outcome: Outcome, *, said: str) -> int:

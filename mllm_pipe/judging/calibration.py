@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import Usage
+from mllm_pipe.files import lines
 from mllm_pipe.judging import statistics
 from mllm_pipe.judging.report import Row, summary
 
@@ -22,13 +23,8 @@ Label = dict[str, Any]  # "thread", and of "pass", "score", "preferred" what was
 def labels(path: str) -> dict[str, Label]:
     """The labels of a file, by thread. Missing if it cannot be read, Usage if a line of it is none, or says of a thread
     otherwise than an earlier one."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise Missing(f"--labels {path}: {error.strerror}") from None
     found: dict[str, Label] = {}
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(lines(path, f"--labels {path}"), 1):
         if not line.strip():
             continue
         label = _label(line)

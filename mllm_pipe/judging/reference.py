@@ -7,7 +7,8 @@ from collections.abc import Callable
 import orjson
 
 from mllm_pipe.envelope import CONTROL, Record
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import Usage
+from mllm_pipe.files import lines, whole
 from mllm_pipe.lines import parse
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, parents, tip_of
@@ -18,18 +19,14 @@ def read(path: str) -> Callable[[str], str | None]:
 
     A line of FILE.jsonl is {"thread", "reference"}. Missing if the file cannot be read, Usage if it is none.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-        if not path.endswith(".jsonl"):
-            text = data.decode().rstrip("\r\n")  # of the file, not of the answer, as with $(...)
-            return lambda thread: text
-    except OSError as error:
-        raise Missing(f"--reference {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Usage(f"--reference {path}: no UTF-8 text") from None
+    if not path.endswith(".jsonl"):
+        try:
+            text = whole(path, f"--reference {path}").decode().rstrip("\r\n")  # of the file, not of the answer: $(...)
+        except UnicodeDecodeError:
+            raise Usage(f"--reference {path}: no UTF-8 text") from None
+        return lambda thread: text
     found: dict[str, str] = {}
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(lines(path, f"--reference {path}"), 1):
         if not line.strip():
             continue
         try:
@@ -60,13 +57,8 @@ def older(path: str) -> Callable[[str], Record | None]:
 
 def threads_of(path: str, flag: str) -> list[Thread]:
     """The threads of a file of records; control records in it are passed over. Missing, or Usage with flag and line."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise Missing(f"{flag} {path}: {error.strerror}") from None
     threads: dict[str, Thread] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines(path, f"{flag} {path}"), 1):
         if line:
             record, fault = parse(line)
             if fault:

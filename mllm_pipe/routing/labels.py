@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from mllm_pipe.envelope import CONTROL, Record, admit, has_envelope
-from mllm_pipe.errors import BadRecord, Missing
+from mllm_pipe.errors import BadRecord
+from mllm_pipe.files import lines
 from mllm_pipe.routing.subject import Subject
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import branch, speaker
@@ -45,13 +46,8 @@ class Log(NamedTuple):
 
 def read(path: str) -> Log:
     """The log in a file. Missing if it cannot be read; BadRecord, with the line, for what is no row."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise Missing(f"{path}: {error.strerror}") from None
     values: list[tuple[int, bytes, Any]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines(path), 1):
         if line.strip():
             try:
                 values.append((number, line, orjson.loads(line)))

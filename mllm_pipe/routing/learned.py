@@ -22,7 +22,8 @@ from zlib import compress, decompress, error
 
 import orjson
 
-from mllm_pipe.errors import Usage
+from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.files import whole
 from mllm_pipe.routing.features import BUCKETS, STRUCTURE, structure_of, words_of
 
 KIND = "mllm-pipe router"
@@ -54,10 +55,9 @@ class Learned:
 def load(path: str, above: float | None = None) -> Learned:
     """The learned router in a file. Usage if it cannot be read, or is none."""
     try:
-        with open(path, "rb") as file:
-            model = orjson.loads(file.read())
-    except OSError as fault:
-        raise Usage(f"{path}: {fault.strerror}; route --fit LOG -o FILE makes one") from None
+        model = orjson.loads(whole(path))
+    except Missing as fault:
+        raise Usage(f"{fault}; route --fit LOG -o FILE makes one") from None
     except orjson.JSONDecodeError as fault:
         raise Usage(f"{path}: no JSON: {fault.msg}") from None
     if not isinstance(model, dict) or model.get("kind") != KIND or model.get("version") != 1:

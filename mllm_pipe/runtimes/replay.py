@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.errors import CallFailed, Failure, Missing, Usage
+from mllm_pipe.errors import CallFailed, Failure, Usage
+from mllm_pipe.files import lines
 from mllm_pipe.lines import parse
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, branch, parts_of, view
@@ -78,14 +79,9 @@ def _asked(turns: list[dict[str, Any]]) -> bytes:
 
 def _read(path: str) -> tuple[dict[bytes, Any], list[Any]]:
     """({turns: answer}, [answers that stand alone]) of a file of records; bare {role, content} objects will do."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise Missing(f"{path or 'replay'}: {error.strerror}; say replay:FILE") from None
     threads: dict[str, Thread] = {}
     alone = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines(path), 1):
         if not line:
             continue
         record, fault = parse(line)

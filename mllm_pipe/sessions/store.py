@@ -11,6 +11,7 @@ import orjson
 
 from mllm_pipe.envelope import MAX_DEPTH, depth, timestamp
 from mllm_pipe.errors import Missing, WriteFailed
+from mllm_pipe.files import whole
 from mllm_pipe.lines import MAX_LINE, Lines, Long
 from mllm_pipe.terminal import note
 
@@ -151,8 +152,8 @@ class Whole(Reader):
     """One JSON value over the whole file, or a value a line; a list is its items. Of a path `-`, stdin."""
 
     def entries(self) -> Iterator[Json]:
-        """Each value that is an object. Missing if the file cannot be read, or is too large for one."""
-        data = read_whole(self.path)
+        """Each value that is an object. Missing if the file cannot be read, Usage if it is too large for one."""
+        data = whole(0 if self.path == "-" else self.path)
         value = self.value(data)
         if value is None:
             yield from self._by_line(data)
@@ -171,18 +172,6 @@ class Whole(Reader):
                 self.bad.append((line, number))
             elif value:
                 yield value
-
-
-def read_whole(path: str) -> bytes:
-    """The bytes of a file, or of stdin for `-`. Missing if it cannot be read, or has more than MAX_LINE of them."""
-    try:
-        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-            data = file.read(MAX_LINE + 1)
-    except OSError as error:
-        raise Missing(f"{path}: {error.strerror}") from None
-    if len(data) > MAX_LINE:
-        raise Missing(f"{path}: it has more than {MAX_LINE >> 20} MiB, too much for one JSON value")
-    return data
 
 
 def ndjson(lines: Iterable[Json]) -> bytes:

@@ -6,7 +6,8 @@ import os
 import re
 from typing import Any
 
-from mllm_pipe.errors import Missing, Usage
+from mllm_pipe.errors import Usage
+from mllm_pipe.files import whole
 
 Rubric = dict[str, Any]
 _KEYS = ["description", "pass_at", "scale", "criteria"]
@@ -43,10 +44,7 @@ def find(spec: str) -> Rubric:
 def _from_file(path: str) -> Rubric:
     name = os.path.splitext(os.path.basename(path))[0]
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except OSError as error:
-        raise Missing(f"--rubric @{path}: {error.strerror}") from None
+        text = whole(path, f"--rubric @{path}").decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise Usage(f"--rubric @{path}: no UTF-8 text") from None
     if not path.endswith(".toml"):
