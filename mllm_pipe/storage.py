@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from mllm_pipe.envelope import line_of
 from mllm_pipe.errors import Usage, WriteFailed
@@ -17,12 +18,16 @@ from mllm_pipe.lines import named_thread, parse, torn_record
 
 
 class Appender:
-    """An append-only file, created 0600 with its folder 0700. Use as a context: the lock is held inside."""
+    """An append-only file, created 0600 with its folder 0700. Use as a context: the lock is held inside.
+
+    A file that was made here is taken away again where the context fails and nothing was added.
+    """
 
     def __init__(self, path: str, *, sync: bool = False, make_folder: bool = False) -> None:
         self.path, self.sync, self.make_folder = path, sync, make_folder
         self.descriptor = -1
         self.whole = 0  # the length after our last append: what ends there has its newline
+        self.made = False
 
     def __enter__(self) -> Appender:
         """Open and lock. WriteFailed if it cannot be; Usage if the path is no regular file."""
@@ -33,15 +38,17 @@ class Appender:
             raise WriteFailed(f"{self.path}: {error.strerror}") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
         if self.descriptor >= 0:
+            if failed and self.made and not os.fstat(self.descriptor).st_size:
+                self._take_away()
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the file; the next `with` opens it anew."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
-            self.descriptor, self.whole = -1, 0
+            self.descriptor, self.whole, self.made = -1, 0, False
 
     def append(self, data: bytes, thread: str = "-") -> None:
         """Append whole lines in one write, under the lock. `thread` is named by the note on a torn tail.
@@ -88,6 +95,7 @@ class Appender:
             self.descriptor = os.open(self.path, flags)
         except FileNotFoundError:
             self.descriptor = os.open(self.path, flags | os.O_CREAT, 0o600)
+            self.made = True
             if self.sync:
                 folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
                 os.fsync(folder)
@@ -95,6 +103,12 @@ class Appender:
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             self.close()
             raise Usage(f"{self.path} is no regular file; a thread is kept in one")
+
+    def _take_away(self) -> None:
+        """Who waits for the lock, or opens the file later, finds that it is gone and makes it anew."""
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self.descriptor), os.stat(self.path)):
+                os.unlink(self.path)
 
     def _tail_closed(self, size: int, thread: str) -> bytes:
         """What must stand before new lines: nothing, or the newline (and the note) that a killed writer owes."""

@@ -228,3 +228,27 @@ def test_every_write_to_the_file_may_fail(sh, work, fault):
             assert [record["content"] for record in stored(work)] == ["hi", "more"]
         else:
             assert (work / "t").read_text() == ONE
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "err"),
+    [
+        ("head -c 50M /dev/zero > long; thread-append new -a long", 65,
+         "new: thread ID: the new message has 69905309 bytes; a line has at most 67108864"),
+        ("thread-append new --thread t --at m9 hi", 66, "thread t has no message m9 to reply to"),
+        ("head -c 3000 /dev/zero | tr '\\0' x > long; ulimit -f 1; thread-append new @long", 74,
+         "new: File too large; nothing was added"),
+    ],
+)  # fmt: skip
+def test_a_file_that_nothing_was_added_to_is_not_made(sh, work, line, status, err):
+    ran = sh(f"touch there; {line}; was=$?; ls; exit $was")
+    assert (ran.status, ran.out.replace("long\n", ""), masked(ran.err)) == (status, "there\n", f"thread-append: {err}\n")
+    ran = sh(line.replace("new", "there"))
+    assert (ran.status, (work / "there").read_bytes()) == (status, b"")  # it was here before
+
+
+def test_whoever_waits_for_a_file_that_is_taken_away_makes_it_anew(sh, work):
+    refused = "thread-append new --thread t --at m9 x & " * 20
+    ran = sh(f"{refused}{refused.replace(' --at m9', '')}wait")
+    assert ran.err.count("has no message m9") == 20
+    assert len(stored(work, "new")) == 20
