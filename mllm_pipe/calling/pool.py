@@ -22,6 +22,7 @@ AHEAD = 4  # items that are read for each worker: one slow answer holds the othe
 FILES_EACH, FILES_BESIDE = 8, 64  # a connection is one, a program has some pipes
 SWITCH_S = 0.05
 COLLECT_AFTER = 20_000  # objects
+LOOK_UP_S = 0.5
 CAME, READ, DONE, FAILED = "came", "read", "done", "failed"  # an item, all of them, the work on one, anything
 
 
@@ -57,7 +58,7 @@ def in_flight(
     waiting: dict[int, tuple[Item, Made]] = {}
     given, expected, made_room = 0, None, 0
     while given != expected:
-        what, number, item, made = crew.happened.get()
+        what, number, item, made = crew.next()
         if what == CAME:
             assert first
             first(item)
@@ -102,6 +103,18 @@ class _Crew(Generic[Item, Made]):
         _crews.append(self)
         threading.excepthook = self._failed  # of what ends one of them
         threading.Thread(target=self._read, name="reader", daemon=True).start()
+
+    def next(self) -> tuple[str, int, Any, Any]:
+        """What has happened, of which number, to which item, and what came of it; to be waited for.
+
+        A signal that comes at the last moment before the wait begins does not end it, so the wait is a short one: else
+        a command that was told to end, once, would go on for as long as its calls take.
+        """
+        from queue import Empty
+
+        while True:
+            with suppress(Empty):
+                return self.happened.get(timeout=LOOK_UP_S)
 
     def begin(self, number: int, item: Item) -> None:
         """Have an item worked off, unless it is over."""
