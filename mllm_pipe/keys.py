@@ -74,7 +74,7 @@ def kept(name: str) -> str:
 def keep(name: str, value: str) -> None:
     """Keep the key of a runtime, in place of an older one. Usage if it is no key; WriteFailed if that cannot be."""
     if not _NAME.fullmatch(name):
-        raise Usage(f"{name!r} can be no name of a key file; it takes letters, digits, _, . and -")
+        raise Usage("NAME can be no name of a key file; it takes letters, digits, _, . and -")
     if fault := why_no_key(value):
         raise Usage(f"what was given {fault}")
     beside = f"{path_of(name)}~{os.getpid()}"
@@ -103,7 +103,7 @@ def forget(name: str) -> None:
         _sweep(name)
         os.unlink(path_of(name))
     except FileNotFoundError:
-        raise Missing(f"no key is kept for {name}; mllm keys list shows the names") from None
+        raise Missing("no key is kept by that name; mllm keys list shows the names") from None
     except OSError as error:
         raise WriteFailed(f"{path_of(name)}: {error.strerror}") from None
 

@@ -204,19 +204,21 @@ def test_a_key_is_typed_at_a_hidden_prompt(sh, home):
 
 
 @pytest.mark.parametrize(("line", "status", "why"), [
-    ("mllm keys set antropic < /dev/null", 2, "'antropic' is no runtime that a key is kept for; did you mean anthropic?; "),
-    ("mllm keys set echo < /dev/null", 2, "'echo' is no runtime that a key is kept for; "),
-    ("mllm keys set ../x < /dev/null", 2, "'../x' is no runtime that a key is kept for; "),
+    ("mllm keys set antropic < /dev/null", 2, "NAME is no runtime that a key is kept for; did you mean anthropic?; there are anthropic, "),
+    ("mllm keys set echo < /dev/null", 2, "NAME is no runtime that a key is kept for; there are anthropic, "),
+    (f"mllm keys set {KEY} < /dev/null", 2, "NAME is no runtime that a key is kept for; there are anthropic, "),
     ("mllm keys set groq < /dev/null", 2, "stdin is empty; the key comes from there: op read ... | mllm keys set groq\n"),
     ("mllm keys set groq <&-", 2, "stdin is empty; the key comes from there: op read ... | mllm keys set groq\n"),
     ("printf 'a\\nb' | mllm keys set groq", 2, "what was given holds a line break, an outer blank or a character outside"),
-    ("mllm keys rm groq", 66, "no key is kept for groq; mllm keys list shows the names\n"),
-    ("mllm keys rm ../mllm.toml", 66, "no key is kept for ../mllm.toml; mllm keys list shows the names\n"),
+    ("mllm keys rm groq", 66, "no key is kept by that name; mllm keys list shows the names\n"),
+    ("mllm keys rm ../mllm.toml", 66, "no key is kept by that name; mllm keys list shows the names\n"),
+    (f"mllm keys rm {KEY}", 66, "no key is kept by that name; mllm keys list shows the names\n"),
     ("echo k | XDG_CONFIG_HOME=/proc mllm keys set groq", 74, "/proc/mllm-pipe/keys/groq: No such file or directory\n"),
 ])  # fmt: skip
 def test_what_is_no_key_or_name_is_told(sh, line, status, why):
     ran = sh(line)
     assert (ran.status, ran.out) == (status, "") and ran.err.startswith(f"mllm: {why}")
+    assert KEY not in ran.err
 
 
 # -- the agent programs themselves

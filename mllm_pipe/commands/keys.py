@@ -40,7 +40,7 @@ def set_command(name: str) -> int:
     known = key_names()
     if name not in known:
         there = f"{nearest(name, known)}; there are {', '.join(known)}"
-        raise Usage(f"{name!r} is no runtime that a key is kept for{there}")
+        raise Usage(f"NAME is no runtime that a key is kept for{there}")  # it may be the key
     if kind_of(0) == "terminal":
         value = str(click.prompt(f"Key of {name}", hide_input=True, default="", show_default=False, err=True))
     else:
