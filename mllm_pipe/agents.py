@@ -6,9 +6,8 @@ import os
 import shlex
 from typing import Any
 
-import orjson
-
 from mllm_pipe import keys, runtimes
+from mllm_pipe.builtin import builtin, presets
 from mllm_pipe.configuration import Configuration, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.envelope import Record
@@ -22,7 +21,6 @@ _NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": N
 _UNSET: Target = {"model": None, "base_url": None, "key_env": None, "key_command": None, "key_name": None,
                   "pass_env": (), "max_tokens": None, "cwd": None, "allow": None}
 KEYLESS = ("echo", "exec", "replay", "opencode")  # what `mllm keys` keeps no key for
-_DATA = os.path.join(os.path.dirname(__file__), "data")
 
 
 def slot(agent: Agent, response: Target, name: str) -> Target | None:
@@ -56,23 +54,6 @@ def configured_agent(name: str) -> tuple[Target, Agent]:
     said = {key: configured.get(key) for key in ("system", "instruction")}
     file = source_of(configuration, "agents", name).path
     return _UNSET | {"spec": name} | target, _NOBODY | said | {"name": name, "models": slots, "file": file}
-
-
-def builtin() -> list[str]:
-    """The runtimes that need no configuration, by name: the folder is the registry."""
-    files = os.listdir(os.path.dirname(runtimes.__file__))
-    kinds = [name[:-3].replace("_", "-") for name in files if name.endswith(".py") and not name.startswith("_")]
-    return sorted(set(kinds) - {"command"} | {"exec"})
-
-
-def presets() -> dict[str, Any]:
-    """Servers of the openai-chat kind known by name: {name: {"base_url", "key_env", ...}}."""
-    try:
-        with open(os.path.join(_DATA, "presets.json"), "rb") as file:
-            known: dict[str, Any] = orjson.loads(file.read())
-            return known
-    except FileNotFoundError:
-        return {}
 
 
 def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, Agent]:
@@ -235,9 +216,8 @@ def survey() -> list[tuple[str, str]]:
     try:
         configuration = read_configuration()
         for name in configuration["runtimes"]:
-            if name not in (*builtin(), *known):
-                target = _UNSET | _named_runtime(name, configuration)[0]
-                found.append((name, _unusable(target["kind"], target)))
+            target = _UNSET | _named_runtime(name, configuration)[0]
+            found.append((name, _unusable(target["kind"], target)))
     except Usage as wrong:
         found.append(("mllm.toml", str(wrong)))
     return found

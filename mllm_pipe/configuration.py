@@ -23,9 +23,10 @@ Wrong = Callable[..., Usage]
 
 SLOTS = ("response", "router", "summarizer", "evaluator")
 
-# What may stand in the entries of a section; a section of plain values, such as [budget], is checked by who uses it.
+# What may stand in the entries of a section, and in a section of plain values.
 _TEXT, _TEXTS, _NUMBER, _COUNT = "a text", "a list of texts", "a number", "a whole number from 1"
 _WORDS, _SHARE, _TABLE, _TABLES = "a text or a list of texts", "a number from 0 to 1", "a table", "a list of tables"
+_AMOUNT = "an amount, a number from 0"
 ENTRIES: dict[str, dict[str, str]] = {
     "agents": {"description": _TEXT, "runtime": _TEXT, "system": _TEXT, "instruction": _TEXT, "models": _TABLE},
     "runtimes": {},
@@ -40,7 +41,8 @@ CONDITION = {"keywords": _WORDS, "regex": _WORDS, "has": _WORDS, "language": _WO
              "not": _TABLE}  # fmt: skip
 RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER, "learned": _TEXT, "above": _SHARE} | CONDITION
 DEEPEST = 40  # keys that lead to a condition in conditions
-PLAIN = {"defaults": ("to",), "budget": ()}
+PLAIN = {"defaults": {"to": _TEXT},
+         "budget": dict.fromkeys(("day_usd", "day_tokens", "run_usd", "run_tokens"), _AMOUNT)}  # fmt: skip
 _RUNTIME_KEYS = ["kind", "command", "model", "base_url", "key_env", "key_command", "pass_env", "max_tokens", "headers",
                  "options", "cwd", "allow", "path", "protocol", "timeout_s", "first_byte_s"]  # fmt: skip
 
@@ -82,15 +84,15 @@ def read() -> Configuration:
     return found | {"file": chosen or user, "sources": sources}
 
 
-def configured_budget() -> tuple[str, dict[str, Any]]:
-    """(the file, its [budget]), a trusted project's limits over the user's; nothing is read where there is no file."""
+def configured_budget() -> dict[str, Any]:
+    """[budget], a trusted project's limits over the user's; nothing is read where there is no file."""
     user = os.path.join(places.configuration(), "mllm.toml")
     project = project_file()
     trusted = project and trust.is_trusted(project, _bytes(project))
     if not (os.environ.get("MLLM_CONFIG") or _is_there(user) or trusted):
-        return user, {}
-    configuration = read()
-    return configuration["file"], configuration["budget"]
+        return {}
+    budget: dict[str, Any] = read()["budget"]
+    return budget
 
 
 def project_file() -> str | None:
@@ -177,10 +179,7 @@ def _check(source: Source) -> None:
             raise wrong(f"is no table; say [{section}{'.NAME' if section in ENTRIES else ''}]", section)
         for name, entry in entries.items():
             if section in PLAIN:
-                if PLAIN[section] and name not in PLAIN[section]:
-                    raise wrong(f"means nothing{nearest(name, list(PLAIN[section]))}", section, name)
-                if section == "defaults" and not isinstance(entry, str):
-                    raise wrong("is not a text", section, name)
+                _check_entry({name: entry}, PLAIN[section], wrong, (section,))
                 continue
             if not isinstance(entry, dict):
                 raise wrong(f"is no table; say [{section}.NAME]", section, name)
@@ -188,7 +187,20 @@ def _check(source: Source) -> None:
                 raise wrong("has a NUL in it, which no program or path can have", section, name)
             if section != "groups" and (mark := re.search(r"[:/\s]", name)):
                 raise wrong(f"has {mark[0]!r} in its name, which names no {section[:-1]}", section, name)
+            if section == "runtimes":
+                _check_runtime(name, entry, wrong)
             _check_entry(entry, ENTRIES[section], wrong, (section, name))
+
+
+def _check_runtime(name: str, entry: dict[str, Any], wrong: Wrong) -> None:
+    """Usage if the name is taken, so that nobody would be asked as it says here, or there is no such kind."""
+    from mllm_pipe.builtin import builtin, kinds, presets
+
+    if name in (*builtin(), *kinds(), *presets()):
+        raise wrong("is built in and cannot be redefined; give it another name", "runtimes", name)
+    if "kind" in entry and entry["kind"] not in kinds():
+        there_are = f"is no kind{nearest(str(entry['kind']), kinds())}; there are {', '.join(kinds())}"
+        raise wrong(there_are, "runtimes", name, "kind")
 
 
 def _has_nul(value: Any) -> bool:
@@ -247,6 +259,7 @@ def _is(value: Any, form: str) -> bool:
         _TEXTS: many and all([isinstance(one, str) for one in value]),
         _WORDS: isinstance(value, str) or many and bool(value) and all([isinstance(one, str) for one in value]),
         _SHARE: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1,
+        _AMOUNT: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"),
         _NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool) and value == value,  # no NaN
         _COUNT: isinstance(value, int) and not isinstance(value, bool) and value > 0,
         _TABLE: isinstance(value, dict),

@@ -137,6 +137,18 @@ def test_secrets_are_masked(sh, user):
         ("[routers.r]\nrules = [5]\n", ":2: routers.r.rules is not a list of tables"),
         ("[groups.g]\nmax_rounds = 0\n", ":2: groups.g.max_rounds is not a whole number from 1"),
         ("[defaults]\ntoo = 'x'\n", ":2: defaults.too means nothing; did you mean to?"),
+        ("[budget]\nday_usd = 5\nday_usdd = 1\n", ":3: budget.day_usdd means nothing; did you mean day_usd?"),
+        ('[budget]\nday_usd = "5"\n', ":2: budget.day_usd is not an amount, a number from 0"),
+        ("[budget]\n\nrun_tokens = -1\n", ":3: budget.run_tokens is not an amount, a number from 0"),
+        ("[budget]\nrun_usd = inf\n", ":2: budget.run_usd is not an amount, a number from 0"),
+        ("[budget]\nrun_usd = true\n", ":2: budget.run_usd is not an amount, a number from 0"),
+        ("[runtimes.a]\nkind = 'opanai'\n", ":2: runtimes.a.kind is no kind; did you mean openai?; there are "
+         "anthropic, claude, codex, command, echo, gemini, google, openai, openai-chat, opencode, replay"),
+        ("[runtimes.a]\nkind = 5\n", ":2: runtimes.a.kind is no kind; there are "
+         "anthropic, claude, codex, command, echo, gemini, google, openai, openai-chat, opencode, replay"),
+        ("[runtimes.echo]\nkind = 'command'\n", ":1: runtimes.echo is built in and cannot be redefined; give it another name"),
+        ("[runtimes]\nollama = { kind = 'openai-chat' }\n",
+         ":2: runtimes.ollama is built in and cannot be redefined; give it another name"),
         ("[agents.a]\n[agents.b\n", ": Expected ']' at the end of a table declaration (at line 2, column 10)"),
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ import orjson
 
 from mllm_pipe import models, prices, window
 from mllm_pipe.calling import journal, living
-from mllm_pipe.configuration import configured_budget
+from mllm_pipe.configuration import PLAIN, configured_budget
 from mllm_pipe.envelope import Record, seconds_of
 from mllm_pipe.errors import OverBudget, Usage
 from mllm_pipe.runtimes import load
@@ -33,7 +33,7 @@ from mllm_pipe.terminal import note
 
 LONGEST_ANSWER = 32_000  # tokens, of a model whose limit is unknown
 LOOK_AGAIN_S = 0.2
-NAMES = ("day_usd", "day_tokens", "run_usd", "run_tokens")
+NAMES = tuple(PLAIN["budget"])
 
 
 Ids = tuple[str, str]  # of a call, and the key of who is asked
@@ -71,23 +71,26 @@ def limits(max_cost: float | None, max_tokens_total: int | None) -> list[Limit]:
         found.append(Limit("command", "usd", Decimal(str(max_cost))))
     if max_tokens_total is not None:
         found.append(Limit("command", "tokens", Decimal(max_tokens_total)))
-    if os.environ.get("MLLM_BUDGET"):
-        where = "MLLM_BUDGET"
-        said = [entry.partition("=") for entry in re.split(r"[\s,]+", os.environ[where].strip(", "))]
-        wanted: dict[str, Any] = {name: value for name, _, value in said}
-    else:
-        where, wanted = configured_budget()
-    for name, value in wanted.items():
-        if name not in NAMES:
-            raise Usage(f"{where}: budget: {name!r} is no limit; there are {', '.join(NAMES)}")
-        try:
-            most = Decimal(str(value))
-            if isinstance(value, bool) or not most.is_finite() or most < 0:
-                raise InvalidOperation
-        except InvalidOperation:
-            raise Usage(f"{where}: budget: {name} is {value!r}, which is no amount") from None
+    said = os.environ.get("MLLM_BUDGET")
+    for name, value in (_of_variable(said) if said else configured_budget()).items():
+        most = Decimal(str(value))
         scope, unit = name.split("_")
         found.append(Limit(scope, unit, most))
+    return found
+
+
+def _of_variable(said: str) -> dict[str, Decimal]:
+    """What $MLLM_BUDGET says. Usage if one is no number or no limit."""
+    found = {}
+    for name, _, value in [entry.partition("=") for entry in re.split(r"[\s,]+", said.strip(", "))]:
+        if name not in NAMES:
+            raise Usage(f"MLLM_BUDGET: budget: {name!r} is no limit; there are {', '.join(NAMES)}")
+        try:
+            found[name] = Decimal(value)
+            if not found[name].is_finite() or found[name] < 0:
+                raise InvalidOperation
+        except InvalidOperation:
+            raise Usage(f"MLLM_BUDGET: budget: {name} is {value!r}, which is no amount") from None
     return found
 
 

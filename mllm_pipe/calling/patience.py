@@ -78,7 +78,7 @@ def patience_of(flags: dict[str, Any], jobs: int = 1) -> Patience:
     patience.lessons = LESSONS if jobs > 1 else 0
     patience.gates = Gates(flags.pop("rate"))
     max_cost, max_tokens = flags.pop("max_cost"), flags.pop("max_tokens_total")
-    if max_cost is not None or max_tokens is not None or os.environ.get("MLLM_BUDGET") or configured_budget()[1]:
+    if max_cost is not None or max_tokens is not None or os.environ.get("MLLM_BUDGET") or configured_budget():
         from mllm_pipe.calling import budget
 
         patience.budget = budget.Budget(budget.limits(max_cost, max_tokens))

@@ -1,0 +1,31 @@
+"""The runtimes that need no configuration, and what kinds there are: a file of mllm_pipe.runtimes each."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import orjson
+
+_HERE = os.path.dirname(__file__)
+
+
+def kinds() -> list[str]:
+    """What [runtimes.NAME] may say as its kind: the folder is the registry."""
+    files = os.listdir(os.path.join(_HERE, "runtimes"))
+    return sorted(name[:-3].replace("_", "-") for name in files if name.endswith(".py") and not name.startswith("_"))
+
+
+def builtin() -> list[str]:
+    """The runtimes that need no configuration, by name; what is of the kind command is said as exec:COMMAND."""
+    return sorted({*kinds(), "exec"} - {"command"})
+
+
+def presets() -> dict[str, Any]:
+    """Servers of the openai-chat kind known by name: {name: {"base_url", "key_env", ...}}."""
+    try:
+        with open(os.path.join(_HERE, "data", "presets.json"), "rb") as file:
+            known: dict[str, Any] = orjson.loads(file.read())
+            return known
+    except FileNotFoundError:
+        return {}
