@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mllm_pipe.envelope import CONTROL, Record, line_of, timestamp
 from mllm_pipe.errors import FAILED, Outcome, Usage
-from mllm_pipe.lines import Lines, Long, bad_line, closes, parse
+from mllm_pipe.lines import Lines, Long, bad_line, blank, closes, parse
 from mllm_pipe.stream import refuse_text, write
 from mllm_pipe.terminal import kind_of, note, safe, say
 
@@ -49,7 +49,7 @@ class _Copier:
             self.number += 1
             record, fault = parse(line)
             if fault or self.held or not self.records or record["type"] in CONTROL or isinstance(line, Long):
-                if not line:
+                if fault and blank(line):
                     continue
                 self._unusual(line, record, fault, out)
             else:

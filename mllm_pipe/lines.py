@@ -129,6 +129,11 @@ def parse(line: bytes | Long) -> tuple[Record, str]:
     return record if type(record) is dict else {}, envelope_fault(record)
 
 
+def blank(line: bytes | Long) -> bool:
+    """True for a line that says nothing, as one of a file with Windows line ends does that has nothing but its CR."""
+    return not isinstance(line, Long) and not line.strip(b" \t\r")
+
+
 def bad_line(line: bytes | Long, number: int, thread: str, why: str) -> Record:
     """The error record that carries a line that is no record; its id is a digest of the line, so it is stored once."""
     if isinstance(line, Long):

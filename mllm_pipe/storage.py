@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from mllm_pipe.envelope import line_of
 from mllm_pipe.errors import Usage, WriteFailed
-from mllm_pipe.lines import named_thread, parse, torn_record
+from mllm_pipe.lines import blank, named_thread, parse, torn_record
 
 
 class Appender:
@@ -119,7 +119,7 @@ class Appender:
             step = min(1 << 16, start)
             fragment = os.pread(self.descriptor, step, start - step) + fragment
         fragment = fragment[fragment.rfind(b"\n") + 1 :]
-        if not parse(fragment)[1]:
+        if blank(fragment) or not parse(fragment)[1]:
             return b"\n"  # whole but for its newline
         return b"\n" + line_of(torn_record(fragment, named_thread(fragment) or thread))
 

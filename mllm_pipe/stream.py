@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from mllm_pipe.envelope import Record, line_of, new_id, seconds_of, timestamp
 from mllm_pipe.errors import FAILED, BadRecord, Failure, InputCut, Outcome, Stopped, Usage, WriteFailed
 from mllm_pipe.lineage import inherited_run, offered_run, traceparent
-from mllm_pipe.lines import MAX_LINE, Lines, Long, bad_line, closes, named_thread, parse
+from mllm_pipe.lines import MAX_LINE, Lines, Long, bad_line, blank, closes, named_thread, parse
 from mllm_pipe.terminal import kind_of, note, program, safe, say
 
 STARTED = time.time()
@@ -142,6 +142,8 @@ class Source:
                 if not line:
                     continue
                 record, fault = parse(line)
+                if fault and blank(line):
+                    continue
                 if fault and self.complete and record and (made := self.complete(record)):
                     record, fault, line = made, "", line_of(made)[:-1]
                 if not any_line:

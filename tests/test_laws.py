@@ -249,6 +249,18 @@ def test_law_9_a_full_disk_takes_nothing_back_that_was_there(sh, work):
 # -- law 10
 
 
+OLDER = "cat > old; judge --against old --by echo --rubric style < plain"
+
+
+@pytest.mark.parametrize("command", [*FILTERS, "thread-append kept", "mllm validate", OLDER])
+def test_law_10_a_line_of_blanks_is_none_also_with_the_line_ends_of_windows(sh, work, command):
+    two = ONE.replace("m1", "m2")
+    (work / "windows").write_bytes(f"\r\n{ONE}\r\n\r\n \t\r\n\n{two}\r\n\r".encode())
+    write(work, "plain", ONE, two)
+    line = f"rm -f kept; {{ {command}; }} < %s > out; was=$?; wc -l < out; exit $was"
+    assert sh(line % "windows") == sh(line % "plain")
+
+
 def test_law_10_lines_end_at_a_newline_only(sh, work):
     odd = MESSAGE % ("t", "1", "a\u2028b\u0085c\x7f") + "\r"
     (work / "t").write_bytes(odd.encode() + b"\n")

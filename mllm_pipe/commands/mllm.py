@@ -18,7 +18,7 @@ from mllm_pipe.configuration import project_file
 from mllm_pipe.envelope import CONTROL, admit
 from mllm_pipe.errors import BAD_RECORD, BadRecord, Usage
 from mllm_pipe.files import whole
-from mllm_pipe.lines import MAX_LINE, Lines, Long, parse
+from mllm_pipe.lines import MAX_LINE, Lines, Long, blank, parse
 from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of, say
 
@@ -119,7 +119,7 @@ def validate(max_line: int) -> int:
     for batch in lines.batches():
         for line in batch:
             number += 1
-            if not line:
+            if blank(line):
                 continue
             record, fault = parse(line)
             if not fault and not isinstance(line, Long):

@@ -9,7 +9,7 @@ import orjson
 from mllm_pipe.envelope import CONTROL, Record
 from mllm_pipe.errors import Usage
 from mllm_pipe.files import lines, whole
-from mllm_pipe.lines import parse
+from mllm_pipe.lines import blank, parse
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, parents, tip_of
 
@@ -59,7 +59,7 @@ def threads_of(path: str, flag: str) -> list[Thread]:
     """The threads of a file of records; control records in it are passed over. Missing, or Usage with flag and line."""
     threads: dict[str, Thread] = {}
     for number, line in enumerate(lines(path, f"{flag} {path}"), 1):
-        if line:
+        if not blank(line):
             record, fault = parse(line)
             if fault:
                 raise Usage(f"{flag} {path}: line {number}: {fault}")

@@ -14,7 +14,7 @@ import orjson
 
 from mllm_pipe.errors import CallFailed, Failure, Usage
 from mllm_pipe.files import lines
-from mllm_pipe.lines import parse
+from mllm_pipe.lines import blank, parse
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import admitted, branch, parts_of, view
 
@@ -82,7 +82,7 @@ def _read(path: str) -> tuple[dict[bytes, Any], list[Any]]:
     threads: dict[str, Thread] = {}
     alone = []
     for number, line in enumerate(lines(path), 1):
-        if not line:
+        if blank(line):
             continue
         record, fault = parse(line)
         if not fault and record["type"] not in ("begin", "handoff", "end"):
