@@ -156,6 +156,9 @@ option = partial(click.option, cls=_Option)
 argument = partial(click.argument, cls=_Argument)
 
 
+NAMED_FILE = click.Path(allow_dash=True, readable=False)  # why it cannot be read is told by who reads it
+
+
 class Number(click.FloatRange):
     """A number of a range: nan, which no comparison holds of, and inf are none."""
 

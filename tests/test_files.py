@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 ASKED = "dispatch -q --to echo --new '{\"a\": 1}' | judge "
@@ -57,3 +59,27 @@ def test_a_file_without_an_end_is_refused_in_one_line(sh, home, work, line, said
 )  # fmt: skip
 def test_a_pipe_is_as_good_as_a_file(sh, line, out):
     assert sh(line) == (0, out, "")
+
+
+# root may read what it has locked itself out of, unless it gives that up
+LESS = "setpriv --bounding-set=-dac_override,-dac_read_search " if os.geteuid() == 0 else ""
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("thread-append --new @locked", 66, "thread-append: "),
+        ("thread-append --new -a locked x", 66, "thread-append: "),
+        ("dispatch --to echo -a locked x", 66, "dispatch: "),
+        ("dispatch --to echo --tool locked x", 66, "dispatch: --tool "),
+        ("dispatch --to echo --schema locked x", 66, "dispatch: --schema "),
+        ("judge --by echo --rubric @locked", 66, "judge: --rubric @"),
+        ("mllm trust locked", 66, "mllm: "),
+        ("thread-append locked x", 74, "thread-append: "),  # it is to be written
+        ("route --rules locked", 2, "route: "),  # it is configuration
+        ("env MLLM_CONFIG=locked dispatch --to mine x", 2, "dispatch: MLLM_CONFIG: "),
+    ],
+)  # fmt: skip
+def test_a_file_that_may_not_be_read_is_as_one_that_is_not_there(sh, line, status, said):
+    assert sh(f"echo '{{}}' > locked; chmod 0 locked; {LESS}{line} < /dev/null") == (
+        status, "", f"{said}locked: Permission denied\n")  # fmt: skip

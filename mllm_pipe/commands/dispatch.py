@@ -35,12 +35,12 @@ from mllm_pipe.wishing import Wishes
             help="What stands for {KEY} in it; VALUE is not looked at again.")
 @cli.option("-s", "--system", metavar="TEXT", help="System text of this call.")
 @cli.option("--as", "name", metavar="NAME", help="The agent that speaks; others' answers are quoted to it.")
-@cli.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE|URL",
+@cli.option("-a", "--attachment", "files", multiple=True, type=cli.NAMED_FILE, metavar="FILE|URL",
             help="Attach a file's bytes to PROMPT, or name a URL.")
 @cli.option("-o", "--option", "options", multiple=True, nargs=2, metavar="KEY VALUE",
             help="temperature, top_p, seed, stop, effort, ...; what the model refuses is dropped and listed.")
 @cli.option("--schema", metavar="SCHEMA", help="Answer in JSON of this schema: FILE, JSON, or 'name, age int'.")
-@cli.option("--tool", "tools", multiple=True, type=click.Path(), metavar="FILE",
+@cli.option("--tool", "tools", multiple=True, type=cli.NAMED_FILE, metavar="FILE",
             help="Tools that the answer may call.")
 @cli.option("--tool-choice", metavar="WORD", help="auto, none, required, or the tool that must be called.")
 @cli.option("--run-tools", metavar="exec:CMD", help="Answer the calls with this program, and ask again.")

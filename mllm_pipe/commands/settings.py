@@ -23,7 +23,7 @@ _NAMES_OF_SECRETS = ("key_env", "max_tokens", "pass_env")
 
 
 @click.command("trust")
-@cli.argument("file", required=False, type=click.Path())
+@cli.argument("file", required=False, type=cli.NAMED_FILE)
 @cli.option("--list", "listing", is_flag=True, help="List the files that were trusted: trusted, changed or gone.")
 @cli.option("--revoke", is_flag=True, help="Trust the file no more.")
 @cli.common_options

@@ -21,13 +21,13 @@ from mllm_pipe.turn import complaint
 
 
 @click.command("thread-append", context_settings={"max_content_width": 100})
-@cli.argument("file", required=False, type=click.Path(allow_dash=True))
+@cli.argument("file", required=False, type=cli.NAMED_FILE)
 @cli.argument("text", nargs=-1)
 @cli.option("--new", is_flag=True, help="Start a thread; stdin is not read.")
 @cli.option("--role", type=click.Choice(["user", "assistant", "system", "tool"]), default="user",
             help="Who speaks (default user).")
 @cli.option("--system", metavar="TEXT", help="Put a system message before it.")
-@cli.option("-a", "--attachment", "files", multiple=True, type=click.Path(allow_dash=True), metavar="FILE",
+@cli.option("-a", "--attachment", "files", multiple=True, type=cli.NAMED_FILE, metavar="FILE",
             help="Attach a file's bytes; - is stdin.")
 @cli.option("--thread", "wanted", metavar="ID", help="The thread; you may choose its id.")
 @cli.option("--at", metavar="ID", help="Reply to this message: fork the thread there.")
