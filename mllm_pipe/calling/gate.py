@@ -12,6 +12,7 @@ doubles the wait. Meanwhile a call with a fallback goes there, another waits; af
 from __future__ import annotations
 
 import time
+from collections import deque
 from threading import Condition
 from typing import Any
 
@@ -42,7 +43,7 @@ class Gate:
         self.free = Condition()
         self.rate, self.pace, self.too_much = rate, rate, float("inf")
         self.next_at = self.cut_at = 0.0
-        self.answers: list[float] = []  # when the newest came, to know the pace when there was none
+        self.answers = deque[float](maxlen=500)  # when the newest came, to know the pace when there was none
         self.failed, self.tries, self.open_at = 0, 0, 0.0
         self.trial: float | None = None  # what `enter` gave to the call that tries a target that was left alone
         self.why = ("", "")
@@ -112,7 +113,7 @@ class Gate:
 
     def _speed_up(self, now: float) -> None:
         if self.pace is None:
-            self.answers = [*self.answers[-500:], now]
+            self.answers.append(now)
         elif self.pace != self.rate:
             near = NEAR * self.too_much <= self.pace <= BEYOND * self.too_much
             share = START if self.too_much == float("inf") else SLOW if near else QUICK
@@ -128,4 +129,4 @@ class Gates:
     def of(self, target: dict[str, Any]) -> Gate:
         """The gate of a target: of one place, model and key."""
         name = (target["runtime"], target["model"], target["base_url"], target["key_env"])
-        return self.gates.setdefault(name, Gate(self.rate))
+        return self.gates.get(name) or self.gates.setdefault(name, Gate(self.rate))

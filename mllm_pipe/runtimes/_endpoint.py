@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from mllm_pipe import keys
+from mllm_pipe import __version__, keys
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _faults, _key
 
@@ -118,14 +118,29 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 
 
-def checked(url: str, headers: Mapping[str, str]) -> Any:
-    """The parts of the URL. Usage for a URL or header that cannot be sent; a header's value is never said, nor what
-    may be a secret in a URL."""
+class Place:
+    """Where a request goes: what its URL says. path: with the query. name: as the request itself calls the host."""
+
+    def __init__(self, parts: SplitResult) -> None:
+        self.scheme, self.host, self.name = parts.scheme, parts.hostname or "", parts.netloc.rpartition("@")[2]
+        self.port = parts.port
+        self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self.login = _login(parts)
+
+
+def checked(url: str, headers: Mapping[str, str]) -> Place:
+    """Where the URL points. Usage for a URL or header that cannot be sent; a header's value is never said, nor what may
+    be a secret in a URL."""
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value) or value != value.strip():
             raise Usage(
                 f"the header {_faults.tidy(name)!r} holds a line break, an outer blank or a character outside of ASCII"
             )
+    return _place(url)
+
+
+@lru_cache(64)
+def _place(url: str) -> Place:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -136,7 +151,26 @@ def checked(url: str, headers: Mapping[str, str]) -> Any:
         sound = False
     if not sound or not url.isascii() or re.search(r"[\x00-\x20\x7f]", url):
         raise Usage(f"{_public(url)!r} is no URL of an API; a base URL looks like https://host/v1")
-    return parts
+    return Place(parts)
+
+
+def sent(place: Place, headers: Mapping[str, str], body: bytes | None) -> dict[str, str]:
+    """All headers of a request but that of its connection, names in lower case: over the usual ones those given."""
+    usual = {"host": place.name, "accept": "text/event-stream, application/json", "accept-encoding": "identity",
+             "user-agent": f"mllm-pipe/{__version__}"}  # fmt: skip
+    size = {} if body is None else {"content-length": str(len(body))}
+    return usual | place.login | {name.lower(): value for name, value in headers.items()} | size
+
+
+def _login(parts: SplitResult) -> dict[str, str]:
+    """The header for a name and password in the URL, as of a server behind a proxy that wants them (RFC 7617)."""
+    if parts.username is None:
+        return {}
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    said = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"authorization": f"Basic {b64encode(said.encode()).decode()}"}
 
 
 def _public(url: str) -> str:

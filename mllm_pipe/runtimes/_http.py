@@ -1,4 +1,7 @@
-"""The network: one request, its answer as bytes, its failures as CallFailed. _wire has the connections."""
+"""The network: one request, its answer as bytes, its failures as CallFailed.
+
+_plain has the connections over http, _wire those over https and through proxies.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from urllib.parse import urlsplit
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _endpoint, _faults
+from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
 
 if TYPE_CHECKING:
-    from mllm_pipe.runtimes._wire import Answer, Clock
+    from mllm_pipe.runtimes import _plain, _wire
 
 FIRST_BYTE_S = 600.0  # a local server may read a long prompt for minutes before it says anything
 IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping in between
@@ -52,17 +56,13 @@ def post(
     or what `io.left()` says), "cut" when the answer breaks off, "malformed" for HTML and for more than 256 MiB, and
     what the HTTP status says (see _faults). A timeout of the name service itself cannot be shortened.
     """
-    from mllm_pipe.runtimes import _wire
-
     secrets = tuple(secrets)
-    parts = _endpoint.checked(url, headers)
-    clock = _wire.Clock(io, first_byte_s, idle_s)
+    place = _endpoint.checked(url, headers)
+    clock = Clock(io, first_byte_s, idle_s)
     failure: CallFailed | None = None
     size = 0
     try:
-        way = _wire.way(parts.scheme, parts.hostname or "")
-        way.clock = clock
-        with closing(way.ask(parts, headers, body)) as answer:
+        with closing(_asked(place, headers, body, clock)) as answer:
             clock.phase = "head"
             if not 200 <= answer.status < 300:
                 raise _refusal(answer, secrets)
@@ -78,17 +78,31 @@ def post(
                         yield piece
                         io.left()  # what is unzipped needs no more reading for a while
                 except GeneratorExit:
-                    if parts.scheme == "https":
+                    if place.scheme == "https":
                         _drain(pieces, clock)
                     raise
     except CallFailed as failed:
         if failed.code == "timeout" and clock.phase == "connect":
             failed.billed = "no"
         raise
-    except _wire.ERRORS as error:
-        failure = _translated(error, clock, parts.hostname or "", secrets)
+    except Broken as error:
+        failure = _translated(error, clock, place.host, secrets)
     if failure:  # raised here, so that no context hangs on it
         raise failure
+
+
+def _asked(
+    place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock
+) -> _plain.Answer | _wire.Answer:
+    proxy = _endpoint.proxy(place.scheme, place.host)
+    if place.scheme == "http" and not proxy:
+        from mllm_pipe.runtimes import _plain
+
+        return _plain.ask(place, headers, body, clock)
+    from mllm_pipe.runtimes import _wire
+
+    answer: _wire.Answer = _wire.way(place.scheme, proxy).ask(place, headers, body, clock)
+    return answer
 
 
 # -- what went wrong --------------------------------------------------------------------------------------------------
@@ -96,13 +110,9 @@ def post(
 
 def _translated(error: Exception, clock: Clock, host: str, secrets: tuple[str, ...]) -> CallFailed:
     """The one table: an error of the network, and how far the call had come, to a CallFailed."""
-    import httpcore
-
-    from mllm_pipe.runtimes._wire import CONNECT_S
-
-    if isinstance(error, httpcore.ProxyError):
+    if isinstance(error, Refused):
         return CallFailed("network", f"{host}: the proxy refused", billed="no")
-    if isinstance(error, httpcore.TimeoutException):
+    if isinstance(error, Late):
         try:
             clock.io.left()
         except CallFailed as late:  # the limit that it met is that of the whole call
@@ -123,8 +133,6 @@ def _translated(error: Exception, clock: Clock, host: str, secrets: tuple[str, .
 
 def _drain(pieces: Iterator[bytes], clock: Clock) -> None:
     """Reads the few bytes behind what the reader took for the end, so that the connection can be used again."""
-    from mllm_pipe.runtimes._wire import ERRORS
-
     ends = time.monotonic() + LINGER_S
     clock.phase, clock.idle_s = "body", LINGER_S
     try:
@@ -132,19 +140,17 @@ def _drain(pieces: Iterator[bytes], clock: Clock) -> None:
             pass
     except CallFailed:
         pass  # then it is closed
-    except ERRORS:
+    except Broken:
         pass
 
 
-def _refusal(answer: Answer, secrets: tuple[str, ...]) -> CallFailed:
+def _refusal(answer: _plain.Answer | _wire.Answer, secrets: tuple[str, ...]) -> CallFailed:
     """The failure that a status other than 200 says; its body is read as far as it says anything."""
     status = answer.status
     if 300 <= status < 400:
         to = urlsplit(answer.headers.get("location", "")).hostname or "another place"
         said = _faults.tidy(f"{status} redirected to {to}; redirects are not followed, correct the base URL", secrets)
         return CallFailed("bad_request", said, billed="no", http_status=status)
-    from mllm_pipe.runtimes._wire import ERRORS
-
     body = b""
     try:
         for piece in answer.body():
@@ -153,6 +159,6 @@ def _refusal(answer: Answer, secrets: tuple[str, ...]) -> CallFailed:
                 break
     except CallFailed:
         pass  # the status says it already
-    except ERRORS:
+    except Broken:
         pass
     return _faults.of_reply(status, answer.headers, body, secrets)

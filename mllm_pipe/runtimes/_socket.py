@@ -1,0 +1,123 @@
+"""A TCP connection that does not block: every wait of it has a limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late
+
+NAME_S = 10.0  # for so long the name service is not asked again
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # macOS has none
+_INFO = getattr(socket, "TCP_INFO", None)  # Linux; its first byte is the state
+_ESTABLISHED = b"\x01"  # include/net/tcp_states.h
+Address = tuple[Any, ...]  # family, type, protocol, name, address: as socket.getaddrinfo gives them
+
+
+class Connection:
+    """A socket with a peer.
+
+    One with a timeout asks the kernel three times to send once: how it is set, whether it is ready, and to do it. With
+    a hundred threads each of these is a wait for the interpreter's lock: they took a fifth of the time of a call.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def read(self, most: int, timeout: float) -> bytes:
+        """What there is, b"" at the end. Late if nothing comes for so long, Broken."""
+        _await(self.sock, select.POLLIN, timeout)
+        try:
+            return self.sock.recv(most)
+        except OSError as error:
+            raise Broken(error.strerror) from None
+
+    def write(self, data: bytes, timeout: float) -> None:
+        """All of it. Late if nothing more goes out for so long, Broken."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self.sock.send(left) :]
+            except BlockingIOError:
+                _await(self.sock, select.POLLOUT, timeout)
+            except OSError as error:
+                raise Broken(error.strerror) from None
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def connected(address: Address, timeout: float) -> Connection:
+    """A connection to one address of a host. Late after so many seconds, Broken if there is none."""
+    family, kind, protocol, _, where = address
+    try:
+        sock = socket.socket(family, kind | _NONBLOCK, protocol)
+    except OSError as error:  # no more descriptors, or no such family here
+        raise Broken(error.strerror) from None
+    try:
+        if not _NONBLOCK:
+            sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        failure = sock.connect_ex(where)
+        if failure == errno.EINPROGRESS:
+            failure = 0
+            if not _is_there(sock):
+                _await(sock, select.POLLOUT, timeout)
+                failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            raise Broken(os.strerror(failure))
+    except OSError as error:
+        sock.close()
+        raise Broken(error.strerror) from None
+    except BaseException:
+        sock.close()
+        raise
+    return Connection(sock)
+
+
+def _is_there(sock: socket.socket) -> bool:
+    """True where the peer has answered already, as on loopback: then there is nothing to wait for."""
+    return _INFO is not None and sock.getsockopt(socket.IPPROTO_TCP, _INFO, 1) == _ESTABLISHED
+
+
+def _await(sock: socket.socket, event: int, timeout: float) -> None:
+    poll = select.poll()
+    poll.register(sock, event)
+    if not poll.poll(timeout * 1000):
+        raise Late("timed out")
+
+
+def reached(host: str, port: int, clock: Clock, connect: Callable[[Address, float], Any]) -> Any:
+    """A connection to the first address of the host that takes one; all of them share one limit. Broken, Late."""
+    ends = time.monotonic() + CONNECT_S
+    try:
+        addresses = _addresses(host, port)
+    except (OSError, UnicodeError) as error:  # no host is of that name, or of that form
+        raise Broken(str(error)) from None
+    failure = Broken(f"{host} has no address")
+    for address in addresses:
+        limit = max(min(clock.io.left(), ends - time.monotonic()), 0.001)
+        try:
+            return connect(address, limit)
+        except Broken as error:
+            failure = error
+    _names.pop((host, port), None)
+    raise failure
+
+
+def _addresses(host: str, port: int) -> list[Any]:
+    """What the name service says of a host; asked anew after a while, not for each of a hundred thousand calls."""
+    now = time.monotonic()
+    said, at = _names.get((host, port), ([], -NAME_S))
+    if now - at >= NAME_S:
+        said = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        _names[host, port] = said, now
+    return said
+
+
+_names: dict[tuple[str, int], tuple[list[Any], float]] = {}
