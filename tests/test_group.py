@@ -360,3 +360,18 @@ def test_the_lines_of_a_loop_do_the_same_for_one_thread(sh, work):
     spans = [record for record in ran.records if record["type"] == "span"]
     assert [span["stage"] for span in spans] == ["1.1", "2.1", "3.1"]
     assert len({span["parent_run_id"] for span in spans}) == 1
+
+
+@pytest.mark.parametrize(("flags", "stage", "said"), [
+    ("", "", "one\ntwo\n"),  # as they came
+    ("", "-q", "two\n"), ("", "-j 2", "two\n"), ("-q", "", "two\n"),  # nobody has seen it
+])  # fmt: skip
+def test_an_answer_of_a_loop_is_shown_once_at_a_terminal(sh, work, flags, stage, said):
+    (work / "bot").write_text("#!/bin/sh\necho x >> n; [ $(wc -l < n) = 1 ] && echo one || echo two\n")
+    (work / "bot").chmod(0o755)
+    (work / "g.toml").write_text(f'stages = ["dispatch --to exec:./bot {stage}"]\nuntil = "judge --check contains:two"\n')
+    ran = sh(f"{AT_TERMINAL} group {flags} ./g.toml Hi")
+    assert (ran.status, ran.out.replace("\r\n", "\n")) == (0, said)
+    if not flags and not stage:  # what the journal has comes at once, and is not seen before
+        run = sh("trace --format ndjson | jq -r .id").out.strip()
+        assert sh(f"{AT_TERMINAL} group --resume {run} ./g.toml Hi").out.replace("\r\n", "\n") == said.replace("one\n", "")

@@ -8,17 +8,18 @@ whether the answer is no (1), for only such a stage knows what the handoffs say.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from mllm_pipe.envelope import Record, line_of, timestamp
+from mllm_pipe.envelope import Record, holds, line_of, seconds_of, timestamp
 from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, InputCut, Outcome
 from mllm_pipe.grouping.plan import Plan, of_round, variables
 from mllm_pipe.reader import watch_reader
 from mllm_pipe.runtimes._pipeline import Pipeline, pipeline
-from mllm_pipe.stream import Sink, Source, Thread, show
+from mllm_pipe.stream import STARTED, Sink, Source, Thread, show
 from mllm_pipe.terminal import note
 from mllm_pipe.thread import branch, text_of
 from mllm_pipe.turn import complaint
@@ -50,7 +51,7 @@ class Firing:
     def __init__(self, plan: Plan, more: Mapping[str, str], timeout_s: float | None) -> None:
         """more: variables for all stages. timeout_s: limit of the whole, None for none."""
         self.plan, self.environment, self.timeout_s = plan, environment(more), timeout_s
-        self.late = False
+        self.late = self.as_text = self.live = False
         self.running: Pipeline | None = None
         self.why = ""  # which stage failed, in words
 
@@ -59,24 +60,26 @@ class Firing:
         with self._clock(), self._stages(1, 0, 1) as running:
             return self._status(running.statuses(), 1)
 
-    def rounds(self, sink: Sink, outcome: Outcome, as_text: bool) -> None:
+    def rounds(self, sink: Sink, outcome: Outcome, as_text: bool, live: bool) -> None:
         """Fire round after round. A thread that passes, or fails, goes out at once; the others go round once more, and
-        after the last round as they are. What came of them is noted in the outcome."""
+        after the last round as they are. What came of them is noted in the outcome.
+
+        as_text: a person gets the answers. live: and may have seen them as they came.
+        """
+        self.as_text, self.live = as_text, live
         watch_reader(self._leave)
         waiting: list[Thread] | None = None
         with self._clock():
             for number in range(1, self.plan["max_rounds"] + 1):
-                waiting = self._round(number, waiting, sink, outcome, as_text)
+                waiting = self._round(number, waiting, sink, outcome)
                 if not waiting or self.late:
                     break
             for thread in waiting or ():
                 note(f"thread {thread.id}: still no after {self.plan['max_rounds']} rounds")
                 outcome.said_no = True
-                _give(thread, "no", sink, as_text)
+                self._give(thread, "no", sink)
 
-    def _round(
-        self, number: int, waiting: list[Thread] | None, sink: Sink, outcome: Outcome, as_text: bool
-    ) -> list[Thread]:
+    def _round(self, number: int, waiting: list[Thread] | None, sink: Sink, outcome: Outcome) -> list[Thread]:
         """One round: of what is on stdin, or of the threads that wait. The threads that are to go round again.
 
         Of those that waited none is lost: where a stage fails, and one does not come back whole, what went in goes out.
@@ -97,17 +100,17 @@ class Firing:
                     if sent and (fault or thread.status == "failed"):
                         thread = _both(sent, thread)
                     if fault:
-                        _give(thread, "failed", sink, as_text, [complaint(fault, thread)])
+                        self._give(thread, "failed", sink, [complaint(fault, thread)])
                     elif thread.status == "no":
                         again.append(thread)
                     else:
-                        _give(thread, thread.status, sink, as_text)
+                        self._give(thread, thread.status, sink)
                 status = self._status(running.statuses(), number)
                 if status not in (OK, NO):
                     outcome.failures = before | {status}  # a stream that was cut is that stage's doing
                     for thread in inside.values():
                         gone = InputCut(f"it did not come back from round {number}: {self.why}")
-                        _give(thread, "failed", sink, as_text, [complaint(gone, thread)])
+                        self._give(thread, "failed", sink, [complaint(gone, thread)])
         finally:
             for fd in (read, out):
                 if fd >= 0:
@@ -115,6 +118,27 @@ class Firing:
             if feed:
                 feed.close()
         return again
+
+    def _give(self, thread: Thread, status: str, sink: Sink, made: list[Record] | None = None) -> None:
+        """Let a thread go out; a person gets its answer, once."""
+        if self.as_text:
+            answers = [record for record in branch(thread.records) if record["role"] == "assistant"]
+            if answers and not (self.live and self._came_live(answers[-1], thread)):
+                show(text_of(answers[-1]["content"]).rstrip("\n") + "\n")
+        sink.thread(thread, made or [], status)
+
+    def _came_live(self, answer: Record, thread: Thread) -> bool:
+        """True if a stage has shown the answer as it came: dispatch does, unless it is told to be quiet, asks for
+        several at once, or has it from the journal. Where that is unsure, twice is better than not at all."""
+        spans = [record for record in thread.records if record["type"] == "span" and holds(record)]
+        span = next((span for span in spans if answer["id"] in span.get("output_ids", ())), None)
+        if not span or (seconds_of(span["started_at"]) or 0.0) < STARTED or span.get("cost_source") == "cache":
+            return False
+        rounds = range(1, self.plan["max_rounds"] + 1)
+        stages = {label: argv for number in rounds for label, argv in of_round(self.plan, number)}
+        command, *flags = stages.get(span.get("stage", ""), [""])
+        silent = flags.count("--to") > 1 or any(re.match(r"-\w*[qj]|--quiet|--jobs", flag) for flag in flags)
+        return os.path.basename(command) == "dispatch" and not silent
 
     @contextmanager
     def _stages(self, number: int, stdin: int, stdout: int) -> Iterator[Pipeline]:
@@ -219,11 +243,3 @@ def _both(sent: Thread, cut: Thread) -> Thread:
         if record["id"] not in sent.raws:
             both.add(record, cut.raws[record["id"]])
     return both
-
-
-def _give(thread: Thread, status: str, sink: Sink, as_text: bool, made: list[Record] | None = None) -> None:
-    """Let a thread go out; a person gets its answer."""
-    if as_text:
-        answers = [record for record in branch(thread.records) if record["role"] == "assistant"]
-        show(text_of(answers[-1]["content"]).rstrip("\n") + "\n" if answers else "")
-    sink.thread(thread, made or [], status)
