@@ -1,7 +1,7 @@
 """A thread as a page for people: markdown, HTML or plain text. Pure. Nothing in it can leave its place.
 
 Terminal codes are written out in every form; in HTML all is escaped, in markdown what is no prose stands in a fence
-that is longer than any in it.
+that is longer than any in it; in plain text a line that would look like one of the page's own is moved in by a blank.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.runs import REDACTED
-from mllm_pipe.terminal import safe
+from mllm_pipe.terminal import one_line, safe
 from mllm_pipe.thread import parts_of, speaker
 
 Json = dict[str, Any]
@@ -59,12 +59,16 @@ def shown(part: Json) -> tuple[str, str]:
     return safe(kind), ""
 
 
+_OURS = re.compile(r"^(?===|  \[)", re.MULTILINE)  # how the lines begin that say who speaks, and what is no prose
+
+
 def _text(title: str, blocks: Blocks) -> str:
-    lines = [title]
+    lines = [one_line(title)]
     for who, parts in blocks:
         lines += ["", f"== {who}"]
         for label, text in parts:
-            lines.append("\n".join(f"  [{label}] {line}" for line in text.split("\n")) if label else text.rstrip("\n"))
+            beside = f"  [{one_line(label)}] "
+            lines.append(beside + text.replace("\n", f"\n{beside}") if label else _OURS.sub(" ", text.rstrip("\n")))
     return "\n".join(lines) + "\n"
 
 
