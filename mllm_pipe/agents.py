@@ -12,7 +12,7 @@ from mllm_pipe.configuration import Configuration, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Usage
-from mllm_pipe.lines import LONGEST_S
+from mllm_pipe.times import LONGEST_S
 
 Target = dict[str, Any]
 Agent = dict[str, Any]

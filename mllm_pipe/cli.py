@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -15,13 +14,14 @@ from typing import Any, NoReturn
 
 import click
 
-from mllm_pipe import __version__
+from mllm_pipe import __version__, times
 from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usage
-from mllm_pipe.lines import LONGEST_S, MAX_LINE
+from mllm_pipe.lines import MAX_LINE
 from mllm_pipe.reader import reader_left
 from mllm_pipe.signals import die_by, ending, listen
 from mllm_pipe.stream import write
 from mllm_pipe.terminal import be_quiet, call_me, guard_descriptors, say
+from mllm_pipe.times import LONGEST_S
 
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -185,23 +185,20 @@ def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
 def _duration(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
     """90s, 15m, 12h or 7d in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text or "", re.ASCII)
-    if text and not found:
+    found = times.seconds(text) if text else None
+    if text and found is None:
         raise Usage(f"{parameter.opts[0]} {text}: no duration; say 90s, 15m, 12h or 7d")
-    return float(found[1]) * _UNITS[found[2]] if found else None
+    return found
 
 
 def _rate(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
     """10/s or 500/m in calls a second."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)/([smh])", text or "", re.ASCII)
-    if text and (not found or not float(found[1])):
+    found = times.rate(text) if text else None
+    if text and found is None:
         raise Usage(f"{parameter.opts[0]} {text}: no rate; say 10/s, 500/m or 1000/h")
-    return float(found[1]) / _UNITS[found[2]] if found else None
+    return found
 
 
 def _variable(_: click.Context, parameter: click.Parameter, name: str | None) -> str | None:

@@ -15,7 +15,6 @@ from mllm_pipe.errors import Usage
 from mllm_pipe.terminal import kind_of, program
 
 MAX_LINE = 64 << 20
-LONGEST_S = 2_000_000.0  # that anything may take, 23 days: poll(2) counts milliseconds in 31 bits
 CHUNK = 1 << 20
 RAW_KEPT = 4096  # bytes of a bad line that its error record carries
 

@@ -12,10 +12,10 @@ from mllm_pipe.errors import NO, OK, Outcome, Stopped, Usage
 from mllm_pipe.grouping import plan as plans
 from mllm_pipe.grouping.firing import LEFT, Firing
 from mllm_pipe.lineage import inherited_run, offered_run
-from mllm_pipe.lines import LONGEST_S
 from mllm_pipe.signals import die_by
 from mllm_pipe.stream import Live, Sink, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
+from mllm_pipe.times import LONGEST_S
 
 
 @click.command("group", context_settings={"max_content_width": 100})
