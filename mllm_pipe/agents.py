@@ -153,6 +153,8 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
         else:
             raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: command is missing")
         configured = seen_from_file(configured, source_of(configuration, "runtimes", name).path)
+    if kind == "replay" and "path" not in configured:
+        raise Usage(f"{where(configuration, 'runtimes', name)}: runtimes.{name}: path is missing")
     if configured.get("protocol", "text") not in ("text", "ndjson"):
         at = where(configuration, "runtimes", name, "protocol")
         raise Usage(f"{at}: runtimes.{name}.protocol is not text or ndjson")

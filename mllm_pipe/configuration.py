@@ -26,7 +26,7 @@ SLOTS = ("response", "router", "summarizer", "evaluator")
 # What may stand in the entries of a section, and in a section of plain values.
 _TEXT, _TEXTS, _NUMBER, _COUNT = "a text", "a list of texts", "a number", "a whole number from 1"
 _WORDS, _SHARE, _TABLE, _TABLES = "a text or a list of texts", "a number from 0 to 1", "a table", "a list of tables"
-_AMOUNT = "an amount, a number from 0"
+_AMOUNT, _PAIRS, _ALLOWED = "an amount, a number from 0", "a table of texts", "read, write or all"
 ENTRIES: dict[str, dict[str, str]] = {
     "agents": {"description": _TEXT, "runtime": _TEXT, "system": _TEXT, "instruction": _TEXT, "models": _TABLE},
     "runtimes": {},
@@ -43,8 +43,11 @@ RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER, "learned": _TEXT, "
 DEEPEST = 40  # keys that lead to a condition in conditions
 PLAIN = {"defaults": {"to": _TEXT},
          "budget": dict.fromkeys(("day_usd", "day_tokens", "run_usd", "run_tokens"), _AMOUNT)}  # fmt: skip
-_RUNTIME_KEYS = ["kind", "command", "model", "base_url", "key_env", "key_command", "pass_env", "max_tokens", "headers",
-                 "options", "cwd", "allow", "path", "protocol", "timeout_s", "first_byte_s"]  # fmt: skip
+# What we know of a runtime; it may say more, which is for its kind. "" is told in other words by mllm_pipe.agents.
+_RUNTIME = {"kind": "", "command": _WORDS, "model": _TEXT, "base_url": _TEXT, "key_env": "", "key_command": "",
+            "pass_env": _TEXTS, "max_tokens": _COUNT, "headers": _PAIRS, "options": _TABLE, "cwd": _TEXT,
+            "allow": _ALLOWED, "path": _TEXT, "profile": _TABLE,
+            "protocol": "", "timeout_s": "", "first_byte_s": ""}  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -212,13 +215,14 @@ def _has_nul(value: Any) -> bool:
 def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> None:
     """Usage for the first key of an entry, or of what stands in it, that has no meaning there or no such value."""
     for key, value in entry.items():
-        known = form or _RUNTIME_KEYS
-        if key not in known and (form or nearest(key, _RUNTIME_KEYS)):
+        known = form or _RUNTIME
+        if key not in known and (form or nearest(key, list(known))):
             raise wrong(f"means nothing{nearest(key, list(known))}", *at, key)
-        if key not in form:
+        wanted = known.get(key)
+        if not wanted:
             continue
-        if not _is(value, form[key]):
-            raise wrong(f"is not {form[key]}", *at, key)
+        if not _is(value, wanted):
+            raise wrong(f"is not {wanted}", *at, key)
         if len(at) > DEEPEST:
             raise wrong("is nested too deeply", *at[:4])
         if key in ("rules", "all", "any"):
@@ -263,6 +267,8 @@ def _is(value: Any, form: str) -> bool:
         _NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool) and value == value,  # no NaN
         _COUNT: isinstance(value, int) and not isinstance(value, bool) and value > 0,
         _TABLE: isinstance(value, dict),
+        _PAIRS: isinstance(value, dict) and all([type(one) in (str, int, float) for one in value.values()]),
+        _ALLOWED: value in ("read", "write", "all"),
         _TABLES: many and all([isinstance(one, dict) for one in value]),
     }[form]
 
