@@ -328,6 +328,9 @@ def test_law_12_a_path_in_a_record_is_not_opened(sh, work, home):
     part = '[{"type":"file","media_type":"text/plain","path":"%s","sha256":"%s"},{"type":"text","text":"go"}]'
     write(work, "t", ONE.replace('"hi"', part % (secret, "0" * 64)))
     assert "canary" not in sh("dispatch --to exec:cat --text < t").out
+    ran = sh("truncate -s 1T secret; ulimit -v 2000000; dispatch -q --to openai-chat:m --base-url http://127.0.0.1:9/v1 --text < t")
+    assert ran == (3, "", f"dispatch: thread t: openai-chat: {secret}: it has more than 64 MiB; is it the file that was meant?; "
+                          "the thread has it by path\n")  # fmt: skip
 
 
 # -- the order of exit statuses

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mllm_pipe.errors import CallFailed
+from mllm_pipe.errors import CallFailed, Failure, Missing
+from mllm_pipe.files import whole
 
 Json = dict[str, Any]
 
@@ -44,12 +45,10 @@ def _read(part: Json) -> str:
     path = part["path"]
     try:
         if not os.path.isfile(path):
-            raise FileNotFoundError
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        why = error.strerror or "no such file"
-        raise CallFailed("bad_request", f"{path}: {why}; the thread has it by path", billed="no") from None
+            raise Missing(f"{path}: no such file")
+        data = whole(path)
+    except Failure as unread:
+        raise CallFailed("bad_request", f"{unread}; the thread has it by path", billed="no") from None
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         said = f"{path}: it is not the file that the thread means, its sha256 differs"
         raise CallFailed("bad_request", said, billed="no")
