@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import orjson
 import pytest
 from traces import Story, keep
+
+from mllm_pipe.envelope import SCHEMA_PATH
+from mllm_pipe.tracing.typed import Attempt, Span, Usage
 
 LEFT_OUT = "trace: {}: a line of a call does not hold to the envelope; left out\n"
 SUMS = "trace --by model; trace --by day; trace --by thread; trace --sql 'select sum(calls) as calls, sum(cost_usd) > 0 as paid from runs'"
@@ -59,13 +64,69 @@ def test_a_line_that_is_no_call_is_left_out_and_told_of(sh, home, line):
     assert [row["calls"] for row in ran.records[2:-2]] == [2, 1, 1, 1, 1, 2]
 
 
-def test_two_halves_of_spans_make_no_whole_one(sh, home):
-    """Spans are parsed together: what one line opens and another closes belongs to neither, nor is one taken for another."""
+# After so much that is no call the rest of the journal is long, and spans of a long one are read many at once.
+MANY = b'{"v":1,"type":"note","text":"' + b"a" * 2**20 + b'"}\n'
+UNUSUAL = [
+    {}, {"duration_ms": 5}, {"duration_ms": 10**30}, {"duration_ms": 0.0005}, {"first_token_ms": None}, {"first_token_ms": 2**60},
+    {"cost_usd": 0}, {"cost_usd": 999.9999999}, {"cost_usd": 1000}, {"cost_usd": 2.5e-12}, {"cost_source": "table"},
+    {"usage": {}}, {"usage": {"input_tokens": 2**40 - 1}}, {"usage": {"input_tokens": 2**40, "output_tokens": 1.0}},
+    {"usage": {"cache_write_tokens": 9, "cache_write_1h_tokens": 4, "reasoning_tokens": None}}, {"usage": {"input_tokens": 3, "new": 1.5}},
+    {"stage": 1}, {"stage": "1"}, {"stage": -1}, {"stage": 2**64}, {"group": "a/b"}, {"agent": "\u00e9\u0000"}, {"thread": "\U0001f600\n"},
+    {"started_at": "2026-11-24T06:00:00Z"}, {"started_at": "2026-11-24T06:00:00.123456789Z"}, {"at": None}, {"v": 2},
+    {"attempts": []}, {"attempts": [{"runtime": "echo", "status": "ok"}]}, {"attempts": [{"runtime": "echo", "status": "error", "code": "\u00e9"}]},
+    {"attempts": [{"runtime": "echo", "model": None, "status": "unknown", "wait_ms": 1}, {"runtime": "echo", "status": "ok", "new": [1.0]}]},
+    {"losses": [{"what": "a", "action": "moved"}, {"what": "b", "action": "dropped"}]}, {"output_ids": []}, {"output_ids": ["x", "\u00e9"]},
+    {"op": "judge", "slot": "evaluator"}, {"status": "error"}, {"status": "unknown"}, {"handed_id": "q"}, {"system": "\u00e9" * 300},
+    {"saved_usd": 1, "cached_run_id": "x"}, {"of_another_version": {"a": [1, {"b": None}]}},
+]  # fmt: skip
+
+
+def unusual(number: int) -> bytes:
+    """The lines of a call that no other is like."""
+    intent, outcome = story(number + 100).journal().splitlines()
+    made = orjson.loads(outcome)
+    made["records"][0] |= UNUSUAL[number]
+    return intent + b"\n" + json.dumps(made, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def test_a_long_journal_is_found_to_say_what_a_short_one_says(sh, home):
+    """Whatever a span is, it is read as by itself also among many; and if it is left out, then it alone."""
+    lines = story(1).journal() + b"".join([*map(unusual, range(len(UNUSUAL))), *list(UNSOUND.values())[1:]]) + story(2).journal()
+    asked = f"{SUMS}; trace --by runtime; trace --sql 'select * from spans order by id'; trace --sql 'select * from attempts order by run_id, number'"
+    left_out = f"{len(UNSOUND) - 1} lines of calls do not hold to the envelope; left out\n"
+    journal = keep(home, lines)
+    few = sh(asked)
+    assert (few.status, few.err) == (0, f"trace: {journal}: {left_out}" * 7)
+    assert sum(row["calls"] for row in few.records if row.get("key") == "echo") == len(UNUSUAL) + 2
+    keep(home, MANY + lines)
+    many = sh(asked)
+    assert (many.status, many.err, many.out) == (0, few.err, few.out)
+
+
+def test_of_many_spans_every_field_of_the_envelope_is_known():
+    """One that has another field is read by itself, which takes longer."""
+    schema = orjson.loads(Path(SCHEMA_PATH).read_bytes())
+    for typed, name in ((Span, "span"), (Usage, "usage"), (Attempt, "attempt")):
+        wanted = set(schema["$defs"][name]["properties"]) | ({"v", "type", "thread", "id", "at"} if typed is Span else set())
+        assert set(typed.__struct_fields__) == wanted
+
+
+def test_an_outcome_that_has_no_records_hides_no_other(sh, home):
+    empty = b'{"v":1,"type":"outcome","id":"fx","key":"k","at":"2026-11-24T06:00:00.000Z","status":"ok","records":[],"result":{"records":[{"x":1}]}}\n'
+    journal = keep(home, story(1).journal() + empty + story(2).journal())
+    ran = sh("trace --by runtime")
+    assert (ran.status, ran.err) == (0, LEFT_OUT.format(journal))
+    assert [row["calls"] for row in ran.records] == [2]
+
+
+@pytest.mark.parametrize("before", [b"", MANY], ids=["few", "many"])
+def test_two_halves_of_spans_make_no_whole_one(sh, home, before):
+    """What one line opens and another closes belongs to neither, nor is one taken for another."""
     head, sound = OUTCOME[: OUTCOME.index(b"{", 1)], story(1).journal() + story(2).journal()
     opens = head + b'{"v":1,"type":"span","x":[{"y":1},{"v":1,"type":"span"}]}\n'
     closes = head + b'{"y":1}]},{"v":1,"type":"span"}]}\n'
     two = story(3).journal().replace(b'},{"v":1,"type":"message"', b'},{"type":"message","v":1')
-    journal = keep(home, opens + closes + two + sound)
+    journal = keep(home, before + opens + closes + two + sound)
     ran = sh("trace --by runtime; trace --sql 'select id from runs order by id'")
     assert (ran.status, ran.err) == (0, f"trace: {journal}: 2 lines of calls do not hold to the envelope; left out\n" * 2)
     assert [row.get("calls", row.get("id")) for row in ran.records] == [3, "run-1", "run-2", "run-3"]

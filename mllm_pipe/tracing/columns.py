@@ -1,13 +1,12 @@
-"""The spans of many calls as columns, which are what the index keeps.
+"""The columns in which the index keeps calls, and the cells of one call.
 
-What holds for a column is asked of it once: a look at each value costs too much.
+Most calls are read many at once (mllm_pipe.tracing.typed); here is how one is read, whatever it is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -20,7 +19,6 @@ Column = Sequence[Any]
 USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 # What calls share: it is kept once.
 KIND = ("op", "slot", "agent", "runtime", "model", "group", "status", "stage", "cost_source")
-_STAGE = KIND.index("stage")
 # Columns of calls, in the order in which the index has them.
 NAMES = ("offset", "length", "run", "thread", "kind", "started_at", "duration_ms", "first_token_ms", *USAGE, "cost",
          "id", "input_id", "handed_id", "outputs", "attempts", "losses")  # fmt: skip
@@ -28,106 +26,73 @@ PLACE = {name: place for place, name in enumerate(NAMES)}
 # What comes of using a span that is none.
 NO_SPAN = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 # Numbers beyond are kept as REAL: the sum of such has less digits, where one of integers would end in an overflow.
-_TOKENS, _COST = 1 << 40, 1000 * PICODOLLARS
+MANY_TOKENS, DEAR = 1 << 40, 1000  # the latter in US dollars
 _STAMPS = re.compile(r"(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z\n)*", re.ASCII)
 _OURS = b"0000-00-00T00:00:00.000Z\n"  # how nearly all times are written, with its digits as zeros
-_NONE = {type(None)}
-_MISSING = {"parent_run_id": "-"}  # what is meant where a field is missing, if not None
 _ZEROS = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
 
 
-def fields_of(spans: list[Record]) -> tuple[list[int] | None, dict[str, Column]]:
-    """A column for each field that one of the spans has; before them which span's value stands first, second and so on,
-    None if they are as they were. Spans that have the same fields are taken together, which is the least work."""
-    names = list(map(tuple, spans))
-    if names.count(names[0]) == len(names):
-        return None, _transposed(spans)
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for number, its in enumerate(names):
-        alike.setdefault(its, []).append(number)
-    parts = [(len(numbers), _transposed([spans[number] for number in numbers])) for numbers in alike.values()]
-    return list(chain(*alike.values())), {
-        name: list(chain(*(part.get(name) or (_MISSING.get(name),) * count for count, part in parts)))
-        for name in {name for _, part in parts for name in part}
-    }
+def cells_of(span: Record, *, sound: bool) -> dict[str, Any]:
+    """What the index keeps of one call but its place and kind. One of NO_SPAN if it is not what it has to be.
 
-
-def _transposed(alike: Sequence[Record]) -> dict[str, Column]:
-    return dict(zip(alike[0], zip(*map(dict.values, alike), strict=True), strict=True))
-
-
-def _tokens_of(usages: Column) -> list[Column]:
-    """A column for each of the tokens."""
-    nothing = (None,) * len(usages)
-    names = [usage and tuple(usage) for usage in usages]
-    if names[0] and names.count(names[0]) == len(names):
-        columns = _transposed(usages)
-        return [columns.get(name, nothing) for name in USAGE]
-    return [[usage.get(name) if usage is not None else None for usage in usages] for name in USAGE]
-
-
-def columns_of(found: dict[str, Column], kinds: Callable[[list[Any]], list[int]], *, sound: bool) -> list[Column]:
-    """The columns of calls but their places: from `run` on. ValueError if they are not what they have to be.
-
-    kinds: gives the number of each kind. sound: each span holds to the envelope, and is not asked again.
+    sound: it holds to the envelope, and is not asked again.
     """
-    nothing = (None,) * len(found["id"])
-    runs = found.get("parent_run_id") or (_MISSING["parent_run_id"],) * len(nothing)
-    used, costs = _tokens_of(found.get("usage", nothing)), found.get("cost_usd", nothing)
+    usage, cost, tries, losses = (span.get(name) for name in ("usage", "cost_usd", "attempts", "losses"))
+    used = {name: None if usage is None else usage.get(name) for name in USAGE}
+    cells = {name: span.get(name) for name in ("first_token_ms", "input_id", "handed_id")}
+    cells |= {name: span[name] for name in ("thread", "id", "started_at", "duration_ms")}
+    cells |= {"run": span.get("parent_run_id", "-"), "outputs": span.get("output_ids")}
     if sound:
-        used = [[one if one is None or one < _TOKENS else float(one) for one in column] for column in used]
-        costs = [cost if cost is None else _stored(cost) for cost in costs]
+        used = {name: one if one is None or one < MANY_TOKENS else float(one) for name, one in used.items()}
+        cells["cost"] = cost if cost is None else _stored(cost)
     else:
-        _refuse_unsound(found, runs, used, costs)
-        costs = [cost if cost is None else round(cost * 1e12) for cost in costs]
-    what = [found.get(name, nothing) for name in KIND]
-    if "stage" in found:
-        what[_STAGE] = [stage if stage is None else str(stage) for stage in found["stage"]]
-    return [
-        runs, found["thread"], kinds(list(zip(*what, strict=True))), found["started_at"],
-        found["duration_ms"], found.get("first_token_ms", nothing), *used, costs,
-        found["id"], found.get("input_id", nothing), found.get("handed_id", nothing), found.get("output_ids", nothing),
-        [None if not tries or len(tries) == 1 and tries[0]["status"] == "ok" else dumps(tries).decode()
-         for tries in found["attempts"]] if "attempts" in found else nothing,
-        [len(losses) if losses else None for losses in found["losses"]] if "losses" in found else nothing,
-    ]  # fmt: skip
+        _refuse_unsound(cells, used, cost)
+        cells["cost"] = cost if cost is None else round(cost * 1e12)
+    cells["attempts"] = None if not tries or len(tries) == 1 and tries[0]["status"] == "ok" else dumps(tries).decode()
+    return cells | used | {"losses": len(losses) if losses else None}
 
 
-def _refuse_unsound(found: dict[str, Column], runs: Column, used: list[Column], costs: Column) -> None:
-    """ValueError or TypeError if columns do not hold what they have to."""
-    began, outputs = found["started_at"], known(found.get("output_ids", ()))
-    ids = [known(found[name]) for name in ("input_id", "handed_id") if name in found]
-    "".join(chain(runs, found["thread"], found["id"], *ids, *outputs))  # it refuses what is no text
-    stamps = "\n".join(began) + "\n"
+def _stored(cost: float) -> float:
+    """A cost as the index keeps it: in picodollars, a large one as REAL."""
+    return picodollars(cost) if cost * 1e12 < DEAR * PICODOLLARS else cost * 1e12
+
+
+def kind_of(span: Record) -> tuple[Any, ...]:
+    """The kind of a call, in the order of KIND."""
+    return tuple(str(span[name]) if name == "stage" and span.get(name) is not None else span.get(name) for name in KIND)
+
+
+def _refuse_unsound(cells: dict[str, Any], used: dict[str, Any], cost: Any) -> None:
+    """ValueError or TypeError if cells do not hold what they have to."""
+    outputs, took, first = cells["outputs"], cells["duration_ms"], cells["first_token_ms"]
+    ids = [cells[name] for name in ("run", "thread", "id")]
+    ids += [cells[name] for name in ("input_id", "handed_id") if cells[name] is not None]
+    refuse_times([cells["started_at"]])
+    "".join([*ids, *(outputs or ())])  # it refuses what is no text
     if (
-        (stamps.encode().translate(_ZEROS) != _OURS * len(began) and not _STAMPS.fullmatch(stamps))
-        or not set(map(type, outputs)) <= {list}
-        or None in found["duration_ms"]
-        or not _are_numbers(found["duration_ms"], {int, float}, inf)
-        or not _are_numbers(found.get("first_token_ms", ()), {int, float}, inf)
-        or not _are_numbers(costs, {int, float}, _COST / PICODOLLARS)
-        or not all(_are_numbers(column, {int}, _TOKENS) for column in used)
-    ):  # fmt: skip
+        type(outputs) not in (list, type(None))
+        or not all(_is_number(one, (int, float), inf) for one in (took, 0 if first is None else first))
+        or not (cost is None or _is_number(cost, (int, float), DEAR))
+        or not all(one is None or _is_number(one, (int,), MANY_TOKENS) for one in used.values())
+    ):
         raise ValueError
 
 
-def _are_numbers(column: Column, types: set[type], limit: float) -> bool:
-    """True if what is not None is of these types, from 0 to below the limit."""
-    found = set(map(type, column))
-    if found >= _NONE:
-        found -= _NONE
-        column = known(column) if found else ()
-    return found <= types and (not column or 0 <= min(column) <= max(column) < limit)
+def _is_number(value: Any, types: tuple[type, ...], limit: float) -> bool:
+    """True if it is of these types, from 0 to below the limit."""
+    return type(value) in types and 0 <= value < limit
+
+
+def refuse_times(stamps: Column) -> None:
+    """ValueError or TypeError if one of these is no time of the envelope."""
+    text = "\n".join(stamps) + "\n"
+    if text.encode().translate(_ZEROS) != _OURS * len(stamps) and not _STAMPS.fullmatch(text):
+        raise ValueError
 
 
 def known(column: Column) -> list[Any]:
     """The values of a column that are not None."""
     return [value for value in column if value is not None]
-
-
-def _stored(cost: float) -> float:
-    """A cost as the index keeps it: in picodollars, a large one as REAL."""
-    return picodollars(cost) if cost * 1e12 < _COST else cost * 1e12
 
 
 def packed(column: list[Any]) -> bytes | None:

@@ -1,6 +1,7 @@
 """How the journal's index is filled: block by block, and its calls in columns.
 
-Of an outcome the span alone is parsed, not the answer, and the spans of a block are parsed as one array.
+Of an outcome the span alone is parsed, not the answer. Spans are decoded to their types by the block; one that has
+others is parsed by itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import gc
 import os
 import sqlite3
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -18,24 +19,36 @@ from orjson import JSONDecodeError, dumps, loads
 from mllm_pipe.envelope import Record, holds
 from mllm_pipe.lines import digest
 from mllm_pipe.tracing import journalled
-from mllm_pipe.tracing.columns import KIND, NAMES, NO_SPAN, PLACE, USAGE, columns_of, fields_of, known, packed, unpacked
+from mllm_pipe.tracing.columns import (
+    KIND,
+    NAMES,
+    NO_SPAN,
+    PLACE,
+    USAGE,
+    Column,
+    cells_of,
+    kind_of,
+    known,
+    packed,
+    unpacked,
+)
 from mllm_pipe.tracing.ledger import digits
 
-_BLOCK = 1 << 17  # what is parsed of it stays in the processor's cache
+_BLOCK = 1 << 18  # what is parsed of it stays in the processor's cache
+_LITTLE = 1 << 20  # bytes: to load msgspec takes as long as to read them without it
 _CHUNK = 1000  # calls
 _BULKY = 1 << 26  # bytes of spans: such a chunk is not waited for
-_TIMES = 100_000  # are counted at once
+_MANY = 5000  # calls are counted at once, which is less work; the dearest come to less than 64 bits
 _TAIL = 4096  # bytes before what was not read yet, by which the journal is known again
 _RECORDS = b'"records":[{'
 _NEXT = b'},{"v":1,"type":"'  # it cannot stand in a text, where a quote has its backslash
-# Stands between spans that are parsed together: none that is damaged can be whole with what is not its own.
-_MARK = os.urandom(8).hex()
-_APART = b',"%s",' % _MARK.encode()
+_FINDERS = {"judge", "route"}  # ops whose outcomes have findings
+_COUNTED = ("kind", "cost", "duration_ms", "first_token_ms", *USAGE)
 _SUMS = "calls, unpriced, cost, " + ", ".join(USAGE)
 _ADDED = "on conflict do update set " + ", ".join(
     f"{name} = coalesce({name} + excluded.{name}, {name}, excluded.{name})" for name in _SUMS.split(", ")
 )
-_MANY = 1000  # lines of pace more are not worth counting together
+_LINES = 1000  # lines of pace more are not worth counting together
 
 
 class Filling:
@@ -52,9 +65,9 @@ class Filling:
         self.bulk = 0  # bytes of the spans in it
         self.counted = 0  # of its calls: the last chunk of the index is filled up
         self.unsound = 0  # lines of calls that do not hold to the envelope: they are left out
-        self.times: dict[int, tuple[list[float], list[float]]] = {}  # of each kind: durations, times to first tokens
-        self.timed = 0
+        self.uncounted: list[list[Any]] = [[] for _ in _COUNTED]
         self.pace: dict[tuple[int, int], Counter[str]] = {}  # of each kind, and whether it is of first tokens
+        self.columns_of: Callable[..., tuple[list[Column], Column]] | None = None  # of many spans at once
         self._resume()
 
     def _resume(self) -> None:
@@ -68,6 +81,10 @@ class Filling:
         """Take the lines from one offset to another; the offset after the last whole one. parent: for which process
         this one works; it stops when that has ended."""
         self.descriptor = descriptor
+        if end - offset > _LITTLE:
+            from mllm_pipe.tracing.typed import columns_of
+
+            self.columns_of = columns_of
         size = _BLOCK
         collects = gc.isenabled()
         gc.disable()  # spans make no cycles, and looking for some takes a tenth of the time
@@ -102,71 +119,89 @@ class Filling:
             at = end + 1
         if spans:
             self.bulk += sum(map(len, spans))
-            self._take(self._parsed(spans, places), places)
+            self._take(spans, places)
+            if len(self.chunk[0]) >= _CHUNK or self.bulk > _BULKY:
+                self._write()
         return at
 
-    def _parsed(self, spans: list[bytes], places: list[tuple[int, int]]) -> list[Record]:
-        """The spans as objects. Where not all can be parsed, that is found out of each."""
-        with suppress(JSONDecodeError):
-            found: list[Any] = loads(b"[" + _APART.join(spans) + b"]")
-            if found[1::2] == [_MARK] * (len(spans) - 1):
-                return found[::2]
-        return [self._parsed_alone(span, place) for span, place in zip(spans, places, strict=True)]
-
-    def _parsed_alone(self, span: bytes, place: tuple[int, int]) -> Record:
+    def _take(self, spans: list[bytes], places: list[tuple[int, int]]) -> None:
+        """Take spans into the chunk; those that are not of the usual types are found by halves."""
+        if not self.columns_of:
+            for span, place in zip(spans, places, strict=True):
+                self._take_alone(span, place)
+            return
         try:
-            found: Record = loads(span)
+            columns, ops = self.columns_of(spans, lambda what: self._numbers(what, spans, places))
+        except (ValueError, RecursionError):
+            if half := len(spans) // 2:
+                self._take(spans[:half], places[:half])
+                self._take(spans[half:], places[half:])
+            else:
+                self._take_alone(spans[0], places[0])
+            return
+        for column, more in zip(self.chunk, [*zip(*places, strict=True), *columns], strict=True):
+            column += more
+        if not _FINDERS.isdisjoint(ops):
+            for op, span, place in zip(ops, spans, places, strict=True):
+                if op in _FINDERS:
+                    self._findings(loads(span), place)
+
+    def _take_alone(self, text: bytes, place: tuple[int, int]) -> None:
+        """Take a span into the chunk, whatever it is."""
+        try:
+            span = self._parsed(text, place)
+            if span["type"] != "span":
+                return
+            cells = self._cells(span, place)
+        except NO_SPAN:
+            self.unsound += 1
+            return
+        for name, column in zip(NAMES, self.chunk, strict=True):
+            column.append(cells[name])
+        if span["op"] in _FINDERS:
+            self._findings(span, place)
+
+    def _parsed(self, text: bytes, place: tuple[int, int]) -> Record:
+        try:
+            found: Record = loads(text)
         except JSONDecodeError:
             entry = self._entry(place)
             found = entry["records"][0] if entry and entry["records"] else {}
         return found
 
+    def _cells(self, span: Record, place: tuple[int, int]) -> dict[str, Any]:
+        """A value of each column for a call. One of NO_SPAN if it is none."""
+        here = {"offset": place[0], "length": place[1]}
+        try:
+            cells = cells_of(span, sound=False)
+            return here | cells | {"kind": self._number(kind_of(span), span, place)}
+        except NO_SPAN:
+            entry = self._entry(place)
+            if not entry or not holds(entry["records"][0]):
+                raise
+            return here | cells_of(span, sound=True) | {"kind": self._number(kind_of(span), span, place)}
+
     def _entry(self, place: tuple[int, int]) -> Record | None:
         return journalled.entry_of(os.pread(self.descriptor, place[1], place[0]))
 
-    def _take(self, spans: list[Record], places: list[tuple[int, int]], *, sound: bool = False) -> None:
-        """Take spans into the chunk; those that are none are found by halves. sound: it holds to the envelope."""
+    def _numbers(self, what: list[Column], spans: list[bytes], places: list[tuple[int, int]]) -> list[int]:
+        """The number of each kind; what: columns in the order of KIND. ValueError if one is new, and its span does not
+        hold to the envelope."""
         try:
-            if {span["type"] for span in spans} != {"span"}:
-                chosen = [number for number, span in enumerate(spans) if span["type"] == "span"]
-                spans, places = [spans[number] for number in chosen], [places[number] for number in chosen]
-            if not spans:
-                return
-            order, found = fields_of(spans)
-            if order:
-                spans, places = [spans[number] for number in order], [places[number] for number in order]
-            columns = columns_of(found, lambda kinds: self._numbers(kinds, spans, places), sound=sound)
-        except NO_SPAN:
-            if half := len(spans) // 2:
-                self._take(spans[:half], places[:half])
-                self._take(spans[half:], places[half:])
-            elif not sound and (entry := self._entry(places[0])) and holds(entry["records"][0]):
-                self._take(spans, places, sound=True)
-            else:
-                self.unsound += 1
-            return
-        for column, more in zip(self.chunk, [*zip(*places, strict=True), *columns], strict=True):
-            column += more
-        if not {"judge", "route"}.isdisjoint(found["op"]):
-            for span, place in zip(spans, places, strict=True):
-                if span["op"] in ("judge", "route"):
-                    self._findings(span, place)
-        if len(self.chunk[0]) >= _CHUNK or self.bulk > _BULKY:
-            self._write()
-
-    def _numbers(self, kinds: list[tuple[Any, ...]], spans: list[Record], places: list[tuple[int, int]]) -> list[int]:
-        """The number of each kind: the offset at which it stands first, so that no two processes count the same. The
-        first call of a kind is held to the envelope. ValueError if it does not hold."""
-        known = self.kinds
-        try:
-            return list(map(known.__getitem__, kinds))
+            return list(map(self.kinds.__getitem__, zip(*what, strict=True)))
         except KeyError:
-            for kind, span, (offset, _) in zip(kinds, spans, places, strict=True):
-                if kind not in known:
-                    if not holds(span):
-                        raise ValueError from None
-                    known[kind] = offset
-            return list(map(known.__getitem__, kinds))
+            return [self._number(kind, loads(span) if kind not in self.kinds else {}, place)
+                    for kind, span, place in zip(zip(*what, strict=True), spans, places, strict=True)]  # fmt: skip
+
+    def _number(self, kind: tuple[Any, ...], span: Record, place: tuple[int, int]) -> int:
+        """The number of a kind: the offset at which it stands first, so that no two processes count the same. The first
+        call of a kind is held to the envelope. ValueError if it does not hold."""
+        if kind not in self.kinds:
+            if not holds(span):
+                raise ValueError
+            self.kinds[kind] = place[0]
+        number: int = self.kinds[kind]
+        return number
 
     def _findings(self, span: Record, place: tuple[int, int]) -> None:
         run = span.get("parent_run_id", "-")
@@ -193,40 +228,35 @@ class Filling:
         self.db.execute("insert into chunk values (" + ",".join("?" * (4 + len(NAMES))) + ")",
                         (first, len(began), min(began), max(began), *map(packed, chunk)))  # fmt: skip
         if len(began) > done:
-            self.db.executemany("insert into held values (?,?)",
-                                [(run, first) for run in set(chunk[PLACE["run"]][done:])])  # fmt: skip
-            self._count([column[done:] for column in chunk] if done else chunk)
+            runs = dumps(list(set(chunk[PLACE["run"]][done:])))
+            self.db.execute("insert into held select value, ? from json_each(?)", (first, runs))
+            for counted, name in zip(self.uncounted, _COUNTED, strict=True):
+                counted += chunk[PLACE[name]][done:] if done else chunk[PLACE[name]]
+            if len(self.uncounted[0]) >= _MANY:
+                self._count()
         for column in chunk:
             column.clear()
         self.counted = self.bulk = 0
 
-    def _count(self, calls: list[list[Any]]) -> None:
+    def _count(self) -> None:
         """Add calls to the sums of their kinds, and what they took to the times."""
-        kinds = calls[PLACE["kind"]]
+        kinds, *columns = self.uncounted
+        if not kinds:
+            return
         by_kind = itemgetter(*sorted(range(len(kinds)), key=kinds.__getitem__), 0)
-        costs, durations, firsts, *used = (by_kind(calls[PLACE[name]]) for name in
-                                           ("cost", "duration_ms", "first_token_ms", *USAGE))  # fmt: skip
+        costs, durations, firsts, *used = map(by_kind, columns)
         sums, start = [], 0
         for kind, count in sorted(Counter(kinds).items()):
             of_kind = slice(start, start + count)
             paid = known(costs[of_kind])
             tokens = [known(column[of_kind]) for column in used]
             sums.append((kind, count, count - len(paid), sum(paid), *(sum(some) if some else None for some in tokens)))
-            times = self.times.setdefault(kind, ([], []))
-            times[0].extend(durations[of_kind])
-            times[1].extend(known(firsts[of_kind]))
+            for first, times in enumerate((durations[of_kind], known(firsts[of_kind]))):
+                self.pace.setdefault((kind, first), Counter()).update(digits(times))
             start += count
         self.db.executemany(f"insert into total values (?,?,?,?,?,?,?,?,?) {_ADDED}", sums)
-        self.timed += len(kinds)
-        if self.timed >= _TIMES:
-            self._count_times()
-
-    def _count_times(self) -> None:
-        for kind, both in self.times.items():
-            for first, times in enumerate(both):
-                self.pace.setdefault((kind, first), Counter()).update(digits(times))
-        self.times.clear()
-        self.timed = 0
+        for column in self.uncounted:
+            column.clear()
 
     def join(self, part: str) -> None:
         """Take what another process has made of the lines that follow: rows of like tables are copied as they are."""
@@ -244,7 +274,7 @@ class Filling:
         """Write what was counted, and how far the journal was read."""
         db = self.db
         self._write()
-        self._count_times()
+        self._count()
         places = list(self.pending.items())
         for ident, place in places:
             intent = self._entry(place)
@@ -265,7 +295,7 @@ class Filling:
         """Count times together when their lines have become twice as many as there were after the last time."""
         db = self.db
         (lines, before) = db.execute("select max(rowid), (select paced from meta) from pace").fetchone()
-        if (lines or 0) > 2 * before + _MANY:
+        if (lines or 0) > 2 * before + _LINES:
             gathered: dict[tuple[int, int], Counter[str]] = {}
             for kind, first, times in db.execute("select * from pace"):
                 gathered.setdefault((kind, first), Counter()).update(loads(times))
