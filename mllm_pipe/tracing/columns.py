@@ -90,9 +90,10 @@ def refuse_times(stamps: Column) -> None:
         raise ValueError
 
 
-def known(column: Column) -> list[Any]:
+def known(column: Column) -> Column:
     """The values of a column that are not None."""
-    return [value for value in column if value is not None]
+    missing = column.count(None)  # nearly always none is, or each
+    return column if not missing else () if missing == len(column) else [one for one in column if one is not None]
 
 
 def packed(column: list[Any]) -> bytes | None:

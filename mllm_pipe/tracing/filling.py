@@ -36,7 +36,7 @@ from mllm_pipe.tracing.ledger import digits
 
 _BLOCK = 1 << 18  # what is parsed of it stays in the processor's cache
 _LITTLE = 1 << 20  # bytes: to load msgspec takes as long as to read them without it
-_CHUNK = 1000  # calls
+_CHUNK = 500  # calls
 _BULKY = 1 << 26  # bytes of spans: such a chunk is not waited for
 _MANY = 5000  # calls are counted at once, which is less work; the dearest come to less than 64 bits
 _TAIL = 4096  # bytes before what was not read yet, by which the journal is known again
@@ -101,11 +101,14 @@ class Filling:
 
     def _lines(self, block: bytes, offset: int) -> int:
         """Take the whole lines of a block; how many bytes they are."""
-        find, starts, pending = block.find, block.startswith, self.pending
-        outcome, intent = journalled.OUTCOME, journalled.INTENT
+        find, pending = block.find, self.pending
+        outcome, intent = journalled.OUTCOME[:-1], journalled.INTENT  # as long as each other
         spans, places, at = [], [], 0
         while (end := find(b"\n", at)) >= 0:
-            if starts(outcome, at):
+            head = block[at : at + 29]
+            if head == intent:
+                pending[block[at + 29 : find(b'"', at + 29)]] = offset + at, end - at
+            elif head == outcome:
                 ident = block[at + 30 : find(b'"', at + 30)]
                 if pending.pop(ident, None) is None:
                     self.elsewhere.add(ident)
@@ -114,8 +117,6 @@ class Filling:
                     stop = find(_NEXT, start, end) + 1 or block.rfind(b"}]", start, end) + 1
                     spans.append(block[start:stop])
                     places.append((offset + at, end - at))
-            elif starts(intent, at):
-                pending[block[at + 29 : find(b'"', at + 29)]] = offset + at, end - at
             at = end + 1
         if spans:
             self.bulk += sum(map(len, spans))

@@ -3,7 +3,7 @@ the view reads it where it stands in the journal. Ids of calls are in the order 
 for a number the offset of the line where they stand, or first stood. Tokens and costs are integers, and REAL where they
 are large: a column without a type keeps that.
 
-A chunk has some thousand calls in columns, of which each is a JSON array, or null if all are; its `n` is the first
+A chunk has some hundred calls in columns, of which each is a JSON array, or null if all are; its `n` is the first
 offset. `held` says in which chunks a run has calls. `pace` has how many calls took how long, by three digits; a kind
 may have several lines of it. The rows of `call` are made of the chunks when they are first asked for.
 """
