@@ -65,7 +65,7 @@ def test_a_line_that_is_no_call_is_left_out_and_told_of(sh, home, line):
 
 
 # After so much that is no call the rest of the journal is long, and spans of a long one are read many at once.
-MANY = b'{"v":1,"type":"note","text":"' + b"a" * 2**20 + b'"}\n'
+MANY = b'{"v":1,"type":"note","text":"' + b"a" * 2**21 + b'"}\n'
 UNUSUAL = [
     {}, {"duration_ms": 5}, {"duration_ms": 10**30}, {"duration_ms": 0.0005}, {"first_token_ms": None}, {"first_token_ms": 2**60},
     {"cost_usd": 0}, {"cost_usd": 999.9999999}, {"cost_usd": 1000}, {"cost_usd": 2.5e-12}, {"cost_source": "table"},

@@ -19,6 +19,7 @@ Column = Sequence[Any]
 USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 # What calls share: it is kept once.
 KIND = ("op", "slot", "agent", "runtime", "model", "group", "status", "stage", "cost_source")
+_STAGE = KIND.index("stage")
 # Columns of calls, in the order in which the index has them.
 NAMES = ("offset", "length", "run", "thread", "kind", "started_at", "duration_ms", "first_token_ms", *USAGE, "cost",
          "id", "input_id", "handed_id", "outputs", "attempts", "losses")  # fmt: skip
@@ -29,58 +30,46 @@ NO_SPAN = (KeyError, IndexError, TypeError, AttributeError, ValueError, Overflow
 MANY_TOKENS, DEAR = 1 << 40, 1000  # the latter in US dollars
 _STAMPS = re.compile(r"(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z\n)*", re.ASCII)
 _OURS = b"0000-00-00T00:00:00.000Z\n"  # how nearly all times are written, with its digits as zeros
+_NUMBERS = (int, float)
 _ZEROS = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
 
 
-def cells_of(span: Record, *, sound: bool) -> dict[str, Any]:
-    """What the index keeps of one call but its place and kind. One of NO_SPAN if it is not what it has to be.
+def cells_of(span: Record, *, sound: bool) -> list[Any]:
+    """What the index keeps of one call, in the order of NAMES from `run` on; instead of its kind's number the kind, in
+    the order of KIND. One of NO_SPAN if it is not what it has to be.
 
     sound: it holds to the envelope, and is not asked again.
     """
-    usage, cost, tries, losses = (span.get(name) for name in ("usage", "cost_usd", "attempts", "losses"))
-    used = {name: None if usage is None else usage.get(name) for name in USAGE}
-    cells = {name: span.get(name) for name in ("first_token_ms", "input_id", "handed_id")}
-    cells |= {name: span[name] for name in ("thread", "id", "started_at", "duration_ms")}
-    cells |= {"run": span.get("parent_run_id", "-"), "outputs": span.get("output_ids")}
-    if sound:
-        used = {name: one if one is None or one < MANY_TOKENS else float(one) for name, one in used.items()}
-        cells["cost"] = cost if cost is None else _stored(cost)
-    else:
-        _refuse_unsound(cells, used, cost)
-        cells["cost"] = cost if cost is None else round(cost * 1e12)
-    cells["attempts"] = None if not tries or len(tries) == 1 and tries[0]["status"] == "ok" else dumps(tries).decode()
-    return cells | used | {"losses": len(losses) if losses else None}
+    usage, cost, tries, losses, outputs = map(span.get, ("usage", "cost_usd", "attempts", "losses", "output_ids"))
+    used = [None] * len(USAGE) if usage is None else [usage.get(name) for name in USAGE]
+    first, began, took = span.get("first_token_ms"), span["started_at"], span["duration_ms"]
+    ids = [span.get("parent_run_id", "-"), span["thread"], span["id"], span.get("input_id"), span.get("handed_id")]
+    if not sound:
+        refuse_times([began])
+        "".join([*ids[:3], *known(ids[3:]), *(outputs or ())])  # it refuses what is no text
+        if not (
+            type(outputs) in (list, type(None))
+            and type(took) in _NUMBERS and 0 <= took < inf
+            and (first is None or type(first) in _NUMBERS and 0 <= first < inf)
+            and (cost is None or type(cost) in _NUMBERS and 0 <= cost < DEAR)
+            and all(type(tokens) is int and 0 <= tokens < MANY_TOKENS for tokens in known(used))
+        ):  # fmt: skip
+            raise ValueError
+    kind = tuple(map(span.get, KIND))
+    if kind[_STAGE] is not None:
+        kind = (*kind[:_STAGE], str(kind[_STAGE]), *kind[_STAGE + 1 :])
+    return [
+        *ids[:2], kind, began, took, first,
+        *(tokens if tokens is None or tokens < MANY_TOKENS else float(tokens) for tokens in used),
+        cost if cost is None else _stored(cost), *ids[2:], outputs,
+        None if not tries or len(tries) == 1 and tries[0]["status"] == "ok" else dumps(tries).decode(),
+        len(losses) if losses else None,
+    ]  # fmt: skip
 
 
 def _stored(cost: float) -> float:
     """A cost as the index keeps it: in picodollars, a large one as REAL."""
     return picodollars(cost) if cost * 1e12 < DEAR * PICODOLLARS else cost * 1e12
-
-
-def kind_of(span: Record) -> tuple[Any, ...]:
-    """The kind of a call, in the order of KIND."""
-    return tuple(str(span[name]) if name == "stage" and span.get(name) is not None else span.get(name) for name in KIND)
-
-
-def _refuse_unsound(cells: dict[str, Any], used: dict[str, Any], cost: Any) -> None:
-    """ValueError or TypeError if cells do not hold what they have to."""
-    outputs, took, first = cells["outputs"], cells["duration_ms"], cells["first_token_ms"]
-    ids = [cells[name] for name in ("run", "thread", "id")]
-    ids += [cells[name] for name in ("input_id", "handed_id") if cells[name] is not None]
-    refuse_times([cells["started_at"]])
-    "".join([*ids, *(outputs or ())])  # it refuses what is no text
-    if (
-        type(outputs) not in (list, type(None))
-        or not all(_is_number(one, (int, float), inf) for one in (took, 0 if first is None else first))
-        or not (cost is None or _is_number(cost, (int, float), DEAR))
-        or not all(one is None or _is_number(one, (int,), MANY_TOKENS) for one in used.values())
-    ):
-        raise ValueError
-
-
-def _is_number(value: Any, types: tuple[type, ...], limit: float) -> bool:
-    """True if it is of these types, from 0 to below the limit."""
-    return type(value) in types and 0 <= value < limit
 
 
 def refuse_times(stamps: Column) -> None:

@@ -27,7 +27,6 @@ from mllm_pipe.tracing.columns import (
     USAGE,
     Column,
     cells_of,
-    kind_of,
     known,
     packed,
     unpacked,
@@ -35,7 +34,7 @@ from mllm_pipe.tracing.columns import (
 from mllm_pipe.tracing.ledger import digits
 
 _BLOCK = 1 << 18  # what is parsed of it stays in the processor's cache
-_LITTLE = 1 << 20  # bytes: to load msgspec takes as long as to read them without it
+_LITTLE = 1 << 21  # bytes: to load msgspec takes as long as to read them without it
 _CHUNK = 500  # calls
 _BULKY = 1 << 26  # bytes of spans: such a chunk is not waited for
 _MANY = 5000  # calls are counted at once, which is less work; the dearest come to less than 64 bits
@@ -157,8 +156,8 @@ class Filling:
         except NO_SPAN:
             self.unsound += 1
             return
-        for name, column in zip(NAMES, self.chunk, strict=True):
-            column.append(cells[name])
+        for column, cell in zip(self.chunk, [*place, *cells], strict=True):
+            column.append(cell)
         if span["op"] in _FINDERS:
             self._findings(span, place)
 
@@ -170,17 +169,19 @@ class Filling:
             found = entry["records"][0] if entry and entry["records"] else {}
         return found
 
-    def _cells(self, span: Record, place: tuple[int, int]) -> dict[str, Any]:
-        """A value of each column for a call. One of NO_SPAN if it is none."""
-        here = {"offset": place[0], "length": place[1]}
+    def _cells(self, span: Record, place: tuple[int, int]) -> list[Any]:
+        """What the index keeps of a call, from `run` on. One of NO_SPAN if it is none."""
         try:
-            cells = cells_of(span, sound=False)
-            return here | cells | {"kind": self._number(kind_of(span), span, place)}
+            return self._numbered(cells_of(span, sound=False), span, place)
         except NO_SPAN:
             entry = self._entry(place)
             if not entry or not holds(entry["records"][0]):
                 raise
-            return here | cells_of(span, sound=True) | {"kind": self._number(kind_of(span), span, place)}
+            return self._numbered(cells_of(span, sound=True), span, place)
+
+    def _numbered(self, cells: list[Any], span: Record, place: tuple[int, int]) -> list[Any]:
+        run, thread, kind, *rest = cells
+        return [run, thread, self._number(kind, span, place), *rest]
 
     def _entry(self, place: tuple[int, int]) -> Record | None:
         return journalled.entry_of(os.pread(self.descriptor, place[1], place[0]))
