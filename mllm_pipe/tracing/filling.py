@@ -10,8 +10,9 @@ import gc
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from itertools import compress
 from operator import itemgetter
+from types import ModuleType
 from typing import Any
 
 from orjson import JSONDecodeError, dumps, loads
@@ -66,7 +67,7 @@ class Filling:
         self.unsound = 0  # lines of calls that do not hold to the envelope: they are left out
         self.uncounted: list[list[Any]] = [[] for _ in _COUNTED]
         self.pace: dict[tuple[int, int], Counter[str]] = {}  # of each kind, and whether it is of first tokens
-        self.columns_of: Callable[..., tuple[list[Column], Column]] | None = None  # of many spans at once
+        self.typed: ModuleType | None = None  # for many spans at once
         self._resume()
 
     def _resume(self) -> None:
@@ -81,9 +82,9 @@ class Filling:
         this one works; it stops when that has ended."""
         self.descriptor = descriptor
         if end - offset > _LITTLE:
-            from mllm_pipe.tracing.typed import columns_of
+            from mllm_pipe.tracing import typed
 
-            self.columns_of = columns_of
+            self.typed = typed
         size = _BLOCK
         collects = gc.isenabled()
         gc.disable()  # spans make no cycles, and looking for some takes a tenth of the time
@@ -125,19 +126,15 @@ class Filling:
         return at
 
     def _take(self, spans: list[bytes], places: list[tuple[int, int]]) -> None:
-        """Take spans into the chunk; those that are not of the usual types are found by halves."""
-        if not self.columns_of:
+        """Take spans into the chunk."""
+        if not self.typed:
             for span, place in zip(spans, places, strict=True):
                 self._take_alone(span, place)
             return
         try:
-            columns, ops = self.columns_of(spans, lambda what: self._numbers(what, spans, places))
+            columns, ops = self.typed.columns_of(spans, lambda what: self._numbers(what, spans, places))
         except (ValueError, RecursionError):
-            if half := len(spans) // 2:
-                self._take(spans[:half], places[:half])
-                self._take(spans[half:], places[half:])
-            else:
-                self._take_alone(spans[0], places[0])
+            self._take_apart(spans, places, list(map(self.typed.is_usual, spans)))
             return
         for column, more in zip(self.chunk, [*zip(*places, strict=True), *columns], strict=True):
             column += more
@@ -145,6 +142,20 @@ class Filling:
             for op, span, place in zip(ops, spans, places, strict=True):
                 if op in _FINDERS:
                     self._findings(loads(span), place)
+
+    def _take_apart(self, spans: list[bytes], places: list[tuple[int, int]], usual: list[bool]) -> None:
+        """Take spans that cannot be taken together: those that are not of the usual types alone; where all are, and one
+        cannot be taken yet, that is found by halves."""
+        half = len(spans) // 2
+        if half and all(usual):
+            self._take(spans[:half], places[:half])
+            self._take(spans[half:], places[half:])
+            return
+        for span, place, of_types in zip(spans, places, usual, strict=True):
+            if not half or not of_types:
+                self._take_alone(span, place)
+        if half and any(usual):
+            self._take(list(compress(spans, usual)), list(compress(places, usual)))
 
     def _take_alone(self, text: bytes, place: tuple[int, int]) -> None:
         """Take a span into the chunk, whatever it is."""

@@ -82,6 +82,15 @@ _decoded = Decoder(Span).decode
 _NO_USAGE = Usage()
 
 
+def is_usual(text: bytes) -> bool:
+    """True if a text is a span of these types."""
+    try:
+        _decoded(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def columns_of(texts: list[bytes], kinds: Callable[[list[Column]], list[int]]) -> tuple[list[Column], Column]:
     """The columns of these spans but their places, from `run` on; after them the op of each. ValueError or
     RecursionError if one of the texts is not such a span.
