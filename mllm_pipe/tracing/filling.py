@@ -102,13 +102,11 @@ class Filling:
     def _lines(self, block: bytes, offset: int) -> int:
         """Take the whole lines of a block; how many bytes they are."""
         find, pending = block.find, self.pending
-        outcome, intent = journalled.OUTCOME[:-1], journalled.INTENT  # as long as each other
+        outcome, intent = journalled.OUTCOME, journalled.INTENT  # of 30 and of 29 bytes
         spans, places, at = [], [], 0
         while (end := find(b"\n", at)) >= 0:
-            head = block[at : at + 29]
-            if head == intent:
-                pending[block[at + 29 : find(b'"', at + 29)]] = offset + at, end - at
-            elif head == outcome:
+            head = block[at : at + 30]
+            if head == outcome:
                 ident = block[at + 30 : find(b'"', at + 30)]
                 if pending.pop(ident, None) is None:
                     self.elsewhere.add(ident)
@@ -117,6 +115,8 @@ class Filling:
                     stop = find(_NEXT, start, end) + 1 or block.rfind(b"}]", start, end) + 1
                     spans.append(block[start:stop])
                     places.append((offset + at, end - at))
+            elif head[:29] == intent:
+                pending[block[at + 29 : find(b'"', at + 29)]] = offset + at, end - at
             at = end + 1
         if spans:
             self.bulk += sum(map(len, spans))
