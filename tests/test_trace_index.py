@@ -103,6 +103,12 @@ def test_a_long_journal_is_found_to_say_what_a_short_one_says(sh, home):
     assert (many.status, many.err, many.out) == (0, few.err, few.out)
 
 
+def test_msgspec_is_loaded_for_a_long_journal_alone(sh, home):
+    for before, loaded in ((b"", "0\n"), (MANY, "1\n")):
+        keep(home, before + story(1).journal())
+        assert sh('python -X importtime "$(command -v trace)" 2>&1 >/dev/null | grep -c " msgspec$"; true').out == loaded
+
+
 def test_of_many_spans_every_field_of_the_envelope_is_known():
     """One that has another field is read by itself, which takes longer."""
     schema = orjson.loads(Path(SCHEMA_PATH).read_bytes())
