@@ -97,9 +97,7 @@ class Lines:
         return Long(line[:RAW_KEPT], len(line), digest(line))
 
     def _chunks(self) -> Iterator[bytes]:
-        left = None
-        if kind_of(self.descriptor) == "file":
-            left = os.fstat(self.descriptor).st_size - os.lseek(self.descriptor, 0, os.SEEK_CUR)
+        left = left_of(self.descriptor)
         while left is None or left > 0:
             try:
                 chunk = os.read(self.descriptor, CHUNK if left is None else min(CHUNK, left))
@@ -113,6 +111,13 @@ class Lines:
             if left is not None:
                 left -= len(chunk)
             yield chunk
+
+
+def left_of(descriptor: int) -> int | None:
+    """How many bytes of a regular file are not read yet; None of anything else."""
+    if kind_of(descriptor) != "file":
+        return None
+    return os.fstat(descriptor).st_size - os.lseek(descriptor, 0, os.SEEK_CUR)
 
 
 def parse(line: bytes | Long) -> tuple[Record, str]:

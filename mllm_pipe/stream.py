@@ -121,12 +121,13 @@ class Source:
         return (thread for thread in self._threads() if thread)
 
     def blocks(self, most: int) -> Iterator[list[Thread]]:
-        """The threads, in lists of at most so many: none of them has to wait for a further read."""
+        """The threads, in lists of at most so many: none of them has to wait for a further read. A list is empty where
+        one follows and no thread is complete."""
         block: list[Thread] = []
         for thread in self._threads():
             if thread:
                 block.append(thread)
-            if block and (thread is None or len(block) == most):
+            if thread is None or len(block) == most:
                 yield block
                 block = []
         if block:
@@ -275,7 +276,11 @@ class Sink:
 
     def thread(self, thread: Thread, made: list[Record], status: str) -> None:
         """Write a thread and what was made, and hand it over with this status."""
-        lines = [*thread.lines, *[line_of(record)[:-1] for record in made]]
+        self.hand_over(thread, [line_of(record)[:-1] for record in made], status)
+
+    def hand_over(self, thread: Thread, made: list[bytes], status: str) -> None:
+        """The same of what was made as lines without their newline."""
+        lines = [*thread.lines, *made]
         if self.baton:
             self.handed += 1
             handoff: Record = {"v": 1, "type": "handoff", "thread": thread.id, "status": status}

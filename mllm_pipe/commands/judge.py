@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,11 +16,16 @@ from mllm_pipe.judging import rubrics
 from mllm_pipe.judging.gatekeeping import Gate
 from mllm_pipe.judging.judgement import Judged, judge
 from mllm_pipe.judging.terms import Terms, terms_of
+from mllm_pipe.lines import left_of
 from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.turn import next_step
 
+if TYPE_CHECKING:
+    from mllm_pipe.judging.ahead import Ahead
+
 BLOCK = 4096  # threads that are judged in one go
+MUCH = 1 << 17  # bytes of a file on stdin that are worth a second process
 
 
 def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -83,20 +88,29 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
     refuse_own_output()
     outcome, sink = Outcome(), Sink(records=form == "ndjson")
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
+    in_turn = jobs == 1 and terms.asks_nobody()
+    worth_it = in_turn and not terms.replay and (left_of(0) or 0) > MUCH
+    ahead = _ahead(source, terms, outcome) if worth_it else None
     stop_when_reader_leaves()
     work_of = _replay if terms.replay else judge
 
     def work(thread: Thread) -> Judged | None:
-        return None if thread.status == "failed" else work_of(thread, terms, outcome)
+        if thread.status == "failed":
+            return None
+        return (ahead and ahead.take(thread)) or work_of(thread, terms, outcome)
 
     def judged() -> Iterator[tuple[Thread, Judged | None]]:
-        if jobs > 1 or not terms.asks_nobody():
+        if not in_turn:
             yield from in_flight(source.threads(), work, jobs)
             return
         sink.gathers = True
         for block in source.blocks(BLOCK):
+            if ahead:
+                ahead.hear()
             yield from ((thread, work(thread)) for thread in block)
             sink.flush()
+        if ahead:
+            ahead.end()
 
     for thread, done in judged():
         if done is None:
@@ -112,11 +126,17 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
         outcome.said_no = outcome.said_no or thread.status == "no" or negative
         if form == "text":
             _show(done)
-        sink.thread(thread, done.made, "failed" if done.failure else "no" if negative else thread.status)
+        sink.hand_over(thread, done.lines(), "failed" if done.failure else "no" if negative else thread.status)
     if gate.close() and not advise:
         outcome.said_no = outcome.all_no = True
     sink.end(source, outcome)
     return outcome.status()
+
+
+def _ahead(source: Source, terms: Terms, outcome: Outcome) -> Ahead | None:
+    from mllm_pipe.judging.ahead import started
+
+    return started(lambda thread: judge(thread, terms, outcome), 0, source.run(), source.pending)
 
 
 def _replay(thread: Thread, terms: Terms, outcome: Outcome) -> Judged:

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.envelope import Record
+from mllm_pipe.envelope import Record, line_of
 from mllm_pipe.errors import WRITE_FAILED, Failure, Missing, Outcome, Usage
 from mllm_pipe.judging import checks
 from mllm_pipe.judging.asking import Case, Finding, NoVerdict, refuse_self, told
@@ -34,6 +34,10 @@ class Judged:
         self.verdicts = verdicts if verdicts is not None else [
             record for record in made if record["type"] == "verdict" and "part" not in record
         ]  # fmt: skip
+
+    def lines(self) -> list[bytes]:
+        """The records to add, as lines without their newline."""
+        return [line_of(record)[:-1] for record in self.made]
 
     def negative(self) -> bool:
         """True if one of the verdicts is."""

@@ -7,10 +7,10 @@ orjson in Python is that much.
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 from contextlib import suppress
 
+from mllm_pipe.forks import fork, kill, processors
 from mllm_pipe.tracing import schema
 from mllm_pipe.tracing.filling import Filling
 
@@ -59,8 +59,7 @@ def fill(db: sqlite3.Connection, descriptor: int, path: str) -> None:
         db.execute("commit")
     finally:
         for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            kill(child)
         for part, _, _ in parts:
             with suppress(FileNotFoundError):
                 os.unlink(part)
@@ -69,13 +68,8 @@ def fill(db: sqlite3.Connection, descriptor: int, path: str) -> None:
 def _started(part: str, descriptor: int, begin: int, end: int) -> int:
     """The id of a process that makes a part. It ends if this one does."""
     parent = os.getpid()
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_DFL)
+
+    def work() -> None:
         db = made(part)
         db.execute("create table elsewhere (id blob)")
         db.execute("insert into meta values (0, 0, 0, '', 0, '', 0, 0, 0)")
@@ -85,16 +79,14 @@ def _started(part: str, descriptor: int, begin: int, end: int) -> int:
         db.executemany("insert into elsewhere values (?)", [(ident,) for ident in filling.elsewhere])
         db.execute("commit")
         db.close()
-        status = 0
-    finally:
-        os._exit(status)
+
+    return fork(work)
 
 
 def _ends(descriptor: int) -> list[int]:
     """Where the parts of the journal end, each after a whole line but the last."""
     size = os.fstat(descriptor).st_size
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(min(processors, size // PART, _PARTS), 1)
+    count = max(min(processors(), size // PART, _PARTS), 1)
     ends = [_next_line(descriptor, size * number // count) for number in range(1, count)]
     return [*dict.fromkeys(ends), size]
 
