@@ -51,9 +51,7 @@ def in_flight(
     # Workers wait for the network most of the time, and give way each time they do: to take turns by force, as Python
     # does every 5 ms, costs a fifth of the processor where there are hundreds.
     sys.setswitchinterval(SWITCH_S)
-    # A call leaves a thousand small objects and no cycle: to look for some after every 700 takes a fifteenth of it.
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
+    collect_seldom()
     crew: _Crew[Item, Made] = _Crew(items, work, jobs, tell=first is not None)
     waiting: dict[int, tuple[Item, Made]] = {}
     given, expected, made_room = 0, None, 0
@@ -84,6 +82,13 @@ def in_flight(
         if made_room * 2 >= jobs:  # the reader wakes for several at once
             crew.room.release(made_room)
             made_room = 0
+
+
+def collect_seldom() -> None:
+    """Look for cycles of objects less often. Threads and calls are a thousand small objects each and no cycle: to look
+    for some after every 700 takes a twentieth of the time."""
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 class _Crew(Generic[Item, Made]):

@@ -10,7 +10,7 @@ import click
 from mllm_pipe import cli
 from mllm_pipe.calling.inflight import stop_when_reader_leaves
 from mllm_pipe.calling.patience import patience_of
-from mllm_pipe.calling.pool import in_flight
+from mllm_pipe.calling.pool import collect_seldom, in_flight
 from mllm_pipe.errors import FAILED, Failure, Outcome, Usage
 from mllm_pipe.judging import rubrics
 from mllm_pipe.judging.gatekeeping import Gate
@@ -89,6 +89,8 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
     outcome, sink = Outcome(), Sink(records=form == "ndjson")
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     in_turn = jobs == 1 and terms.asks_nobody()
+    if in_turn:
+        collect_seldom()
     worth_it = in_turn and not terms.replay and (left_of(0) or 0) > MUCH
     ahead = _ahead(source, terms, outcome) if worth_it else None
     stop_when_reader_leaves()
