@@ -33,7 +33,7 @@ def flat(threads: list[list[bytes]]) -> list[bytes]:
 
 
 def many(count: int) -> list[list[bytes]]:
-    return [lines_of(f"t{n}", ("user", "How long is a day?"), ("assistant", f"The answer is {n}. " + "It is known. " * 9))
+    return [lines_of(f"t{n}", ("user", "How long is a day?"), ("assistant", f"The answer is {n}. " + "It is known. " * 60))
             for n in range(count)]  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def odd(work: Path, count: int) -> None:
     "judge --check similar:0.5:known < in", "{ head -n 1 > /dev/null; judge CHECKS; } < in", "judge -q CHECKS --need any < in",
 ])  # fmt: skip
 def test_two_processes_write_what_one_does(sh, work, line):
-    odd(work, 2000)
-    line = line.replace("CHECKS", "--check contains:known --check max-chars:400 --check 'regex:answer is [0-9]+'")
+    odd(work, 5000)
+    line = line.replace("CHECKS", "--check contains:known --check max-chars:900 --check 'regex:answer is [0-9]+'")
     both = f"{{ {line}; }} > $name 2> $name.err; echo ${{PIPESTATUS[*]}} $? >> $name.err; {MASK} $name $name.err > $name.masked"
     ran = sh(f"name=two; {both}; name=one; taskset -cp 0 $$ > cpu; {both}; cmp one.masked two.masked; wc -l < one.masked")
     assert (ran.status, ran.err) == (0, "") and int(ran.out) > 4
@@ -92,7 +92,7 @@ def test_who_kills_the_other_process_loses_nothing(sh, work):
 def test_the_other_process_ends_with_the_command(sh, work, end, status):
     """Both are in a search when it comes to its end, for 5 seconds of a processor."""
     slow = lines_of("slow", ("user", "q"), ("assistant", "a" * 50 + "!"))
-    (work / "in").write_bytes(b"\n".join([*slow, *flat(many(2000)), *[line.replace(b"slow", b"late") for line in slow]]) + b"\n")
+    (work / "in").write_bytes(b"\n".join([*slow, *flat(many(5000)), *[line.replace(b"slow", b"late") for line in slow]]) + b"\n")
     ran = sh(f"set -m; mkfifo f; exec 3<>f; judge --timeout 5 --check 'regex:(a+)+$' < in > f 2> /dev/null 3<&- & pid=$!; {CHILD}; sleep 0.3; {end}; "
              "wait $pid; echo $?; for i in $(seq 40); do grep -qs 'State:.[^Z]' /proc/$child/status || break; sleep 0.1; done; "
              "echo $((i < 40))")  # fmt: skip

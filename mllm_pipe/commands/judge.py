@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mllm_pipe.judging.ahead import Ahead
 
 BLOCK = 4096  # threads that are judged in one go
-MUCH = 1 << 17  # bytes of a file on stdin that are worth a second process
+MUCH = 1 << 22  # bytes of a file on stdin that are worth a second process
 
 
 def _scale(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
