@@ -39,7 +39,7 @@ class Pipeline:
         From any thread."""
         running = _child.unwanted(self.children)
         try:
-            for child in running:
+            for child in reversed(running):  # or one would see that the stream to it is cut, and say so
                 signal_group(child.pid, signal.SIGTERM)
             until = monotonic() + GRACE_S
             for child in running:
