@@ -87,7 +87,7 @@ def ours(data, step):
     sending.start()
     clock = _clock.Clock(Io(), 5.0, 5.0)
     clock.sending()
-    answer = _plain.Answer(_socket.Connection(near), clock)
+    answer = _plain.Parsed(_socket.Connection(near), clock)
     heard = []
     try:
         answer.take_head()

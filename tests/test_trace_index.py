@@ -12,6 +12,7 @@ import pytest
 from traces import Story, keep
 
 from mllm_pipe.envelope import SCHEMA_PATH
+from mllm_pipe.tracing.columns import USAGE
 from mllm_pipe.tracing.typed import Attempt, Span, Usage
 
 LEFT_OUT = "trace: {}: a line of a call does not hold to the envelope; left out\n"
@@ -115,6 +116,7 @@ def test_of_many_spans_every_field_of_the_envelope_is_known():
     for typed, name in ((Span, "span"), (Usage, "usage"), (Attempt, "attempt")):
         wanted = set(schema["$defs"][name]["properties"]) | ({"v", "type", "thread", "id", "at"} if typed is Span else set())
         assert set(typed.__struct_fields__) == wanted
+    assert Usage.__struct_fields__[: len(USAGE)] == USAGE  # the columns are taken in this order
 
 
 def test_an_outcome_that_has_no_records_hides_no_other(sh, home):

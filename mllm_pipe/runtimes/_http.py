@@ -16,7 +16,7 @@ from mllm_pipe.runtimes import _endpoint, _faults
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
 
 if TYPE_CHECKING:
-    from mllm_pipe.runtimes import _plain, _wire
+    from mllm_pipe.runtimes._answer import Answer
 
 FIRST_BYTE_S = 600.0  # a local server may read a long prompt for minutes before it says anything
 IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping in between
@@ -91,9 +91,7 @@ def post(
         raise failure
 
 
-def _asked(
-    place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock
-) -> _plain.Answer | _wire.Answer:
+def _asked(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Answer:
     proxy = _endpoint.proxy(place.scheme, place.host)
     if place.scheme == "http" and not proxy:
         from mllm_pipe.runtimes import _plain
@@ -101,7 +99,7 @@ def _asked(
         return _plain.ask(place, headers, body, clock)
     from mllm_pipe.runtimes import _wire
 
-    answer: _wire.Answer = _wire.way(place.scheme, proxy).ask(place, headers, body, clock)
+    answer: Answer = _wire.way(place.scheme, proxy).ask(place, headers, body, clock)
     return answer
 
 
@@ -144,7 +142,7 @@ def _drain(pieces: Iterator[bytes], clock: Clock) -> None:
         pass
 
 
-def _refusal(answer: _plain.Answer | _wire.Answer, secrets: tuple[str, ...]) -> CallFailed:
+def _refusal(answer: Answer, secrets: tuple[str, ...]) -> CallFailed:
     """The failure that a status other than 200 says; its body is read as far as it says anything."""
     status = answer.status
     if 300 <= status < 400:

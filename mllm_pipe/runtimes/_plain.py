@@ -2,20 +2,20 @@
 
 Here a pool would win little and may lose a call: llama-server closes a connection after each streamed answer and does
 not say so (of 60 calls in a row 2 were lost). httpcore and h11, which do https, take 60 times as long for it, which
-were a third of the processor time of a call, and 50 ms to load.
+were a quarter to a third of the processor time of a call, and 50 ms to load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httptools
 
 from mllm_pipe.runtimes import _endpoint
+from mllm_pipe.runtimes._answer import Answer
 from mllm_pipe.runtimes._clock import Broken, Clock, Late
 from mllm_pipe.runtimes._socket import Connection, connected, reached
-from mllm_pipe.runtimes._unzip import unzipped
 
 _AT_ONCE = 1 << 16  # bytes read, or given to a write, which grants its timeout to every send anew
 _MOST_AROUND = 100 << 10  # bytes of a head, marks between chunks, trailers: with no piece of the body in between
@@ -24,10 +24,10 @@ _LENIENT = dict.fromkeys(("lenient_optional_cr_before_lf", "lenient_spaces_after
                           "lenient_data_after_close"), True)  # fmt: skip
 
 
-def ask(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Answer:
+def ask(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Parsed:
     """Send a request (a GET without a body) and wait for the head of its answer; who asked closes it. Broken, Late."""
     connection: Connection = reached(place.host, place.port or 80, clock, connected)
-    answer = Answer(connection, clock)
+    answer = Parsed(connection, clock)
     try:
         sent = _endpoint.sent(place, headers, body) | {"connection": "close"}
         lines = [f"{'GET' if body is None else 'POST'} {place.path} HTTP/1.1"]
@@ -50,12 +50,11 @@ def _send(connection: Connection, clock: Clock, data: bytes) -> None:
         pass  # it may have said why before it closed, as to a request that is too large
 
 
-class Answer:
-    """The head of an answer: its status, its headers (names in lower case); and its body, as it comes."""
+class Parsed(Answer):
+    """An answer as httptools has it."""
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
+        super().__init__()
         self._connection, self._clock = connection, clock
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(**_LENIENT)
@@ -69,15 +68,11 @@ class Answer:
         while not self._has_head:
             self._read()
 
-    def body(self) -> Generator[bytes, None, None]:
-        """Its bytes, unzipped. Broken if it breaks off."""
-        return unzipped(self._body(), self.headers.get("content-encoding", ""))
-
     def close(self) -> None:
         self._connection.close()
         self._parser = None  # which holds this one
 
-    def _body(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
         while True:
             pieces, self._pieces = self._pieces, []
             yield from pieces
@@ -112,8 +107,7 @@ class Answer:
 
     def on_header(self, raw: bytes, text: bytes) -> None:
         if not self._has_head:  # else it is a trailer
-            name, value = raw.decode("latin-1").lower(), text.decode("latin-1").strip()
-            self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+            self.note(raw, text)
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()

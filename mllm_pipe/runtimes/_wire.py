@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpcore
 
 from mllm_pipe.runtimes import _endpoint
+from mllm_pipe.runtimes._answer import Answer
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
 from mllm_pipe.runtimes._socket import Address, reached
-from mllm_pipe.runtimes._unzip import unzipped
 
 if TYPE_CHECKING:
     import ssl
@@ -138,7 +138,7 @@ class Way:
     def close(self) -> None:
         self.pool.close()
 
-    def ask(self, place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Answer:
+    def ask(self, place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Pooled:
         """As in _plain. Refused by a proxy, too."""
         self.clock = clock
         to = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.path)
@@ -146,25 +146,20 @@ class Way:
         asked = httpcore.Request("GET" if body is None else "POST", to, headers=list(sent.items()), content=body,
                                  extensions={"timeout": {"pool": CONNECT_S}})  # fmt: skip
         with _named():
-            return Answer(self.pool.handle_request(asked))
+            return Pooled(self.pool.handle_request(asked))
 
 
-class Answer:
-    """The head of an answer: its status, its headers (names in lower case); and its body, as it comes."""
+class Pooled(Answer):
+    """An answer as httpcore has it."""
 
     def __init__(self, response: httpcore.Response) -> None:
+        super().__init__()
         self.status = response.status
-        self.headers: dict[str, str] = {}
         for raw, text in response.headers:
-            name, value = raw.decode("latin-1").lower(), text.decode("latin-1")
-            self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+            self.note(raw, text)
         self.stream: Any = response.stream
 
-    def body(self) -> Generator[bytes, None, None]:
-        """Its bytes, unzipped. Broken if it breaks off."""
-        return unzipped(self._body(), self.headers.get("content-encoding", ""))
-
-    def _body(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
         with _named():
             yield from self.stream
 

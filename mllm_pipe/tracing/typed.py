@@ -101,7 +101,7 @@ def columns_of(texts: list[bytes], kinds: Callable[[list[Column]], list[int]]) -
      durations, firsts, statuses, usages, costs, sources, _, _, losses, tries, outputs) = zip(
         *map(astuple, map(_decoded, texts)), strict=True)  # fmt: skip
     refuse_times(began)
-    if not _has_none(stages):
+    if not _is_empty(stages):
         stages = tuple(stage if stage is None else str(stage) for stage in stages)
     *used, _ = zip(*map(astuple, [usage or _NO_USAGE for usage in usages]), strict=True)
     kept = [None if not made or len(made) == 1 and made[0].status == "ok" else _attempts_of(texts[number])
@@ -110,7 +110,7 @@ def columns_of(texts: list[bytes], kinds: Callable[[list[Column]], list[int]]) -
         runs, threads, kinds([ops, slots, agents, runtimes, models, groups, statuses, stages, sources]),
         began, durations, firsts, *used, [cost if cost is None else round(cost * 1e12) for cost in costs],
         ids, inputs, handed, outputs, kept,
-        losses if _has_none(losses) else [len(lost) if lost else None for lost in losses],
+        losses if _is_empty(losses) else [len(lost) if lost else None for lost in losses],
     ], ops  # fmt: skip
 
 
@@ -118,6 +118,6 @@ def _attempts_of(text: bytes) -> str:
     return dumps(loads(text)["attempts"]).decode()
 
 
-def _has_none(column: Column) -> bool:
+def _is_empty(column: Column) -> bool:
     """True if no value of a column is known."""
     return column.count(None) == len(column)
