@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from typing import Any
 
 from mllm_pipe import keys, runtimes
@@ -105,6 +104,8 @@ def _words(command: str, spec: str) -> list[str]:
 
 def _split(command: str, where_from: str) -> list[str]:
     """The words of a command, split as a shell does, which none is."""
+    import shlex
+
     try:
         return shlex.split(command)
     except ValueError as error:

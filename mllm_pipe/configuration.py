@@ -275,8 +275,8 @@ def _is(value: Any, form: str) -> bool:
 
 # -- where it stands
 
-_HEADER = re.compile(r"\s*(\[{1,2})([^\[\]]+)\]{1,2}\s*(?:#.*)?$")
-_KEY = re.compile(r"\s*([\w\-.\"' ]+?)\s*=")
+_HEADER = r"\s*(\[{1,2})([^\[\]]+)\]{1,2}\s*(?:#.*)?$"
+_KEY = r"\s*([\w\-.\"' ]+?)\s*="
 
 
 def line_of_key(text: str, keys: tuple[str | int, ...]) -> int:
@@ -291,13 +291,13 @@ def line_of_key(text: str, keys: tuple[str | int, ...]) -> int:
         if inside:
             inside = "" if content.count(inside) % 2 else inside
             continue
-        if header := _HEADER.match(content):
+        if header := re.match(_HEADER, content):
             table = _path(header[2])
             if header[1] == "[[":
                 seen[table] = seen.get(table, -1) + 1
                 table = (*table, seen[table])
             path = table
-        elif key := _KEY.match(content):
+        elif key := re.match(_KEY, content):
             path = (*table, *_path(key[1]))
         else:
             continue

@@ -14,7 +14,7 @@ from mllm_pipe import places
 from mllm_pipe.errors import Failure, Missing, Usage, WriteFailed
 
 LONGEST = 1 << 16  # characters of a key
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 
 
 class Exposed(Failure):
@@ -52,7 +52,7 @@ def names_variable(name: str) -> bool:
 
 def kept(name: str) -> str:
     """The key that is kept for a runtime, "" if none is. Exposed for a file that others can read or write."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         return ""
     try:
         descriptor = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -73,7 +73,7 @@ def kept(name: str) -> str:
 
 def keep(name: str, value: str) -> None:
     """Keep the key of a runtime, in place of an older one. Usage if it is no key; WriteFailed if that cannot be."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise Usage("NAME can be no name of a key file; it takes letters, digits, _, . and -")
     if fault := why_no_key(value):
         raise Usage(f"what was given {fault}")
@@ -98,7 +98,7 @@ def keep(name: str, value: str) -> None:
 def forget(name: str) -> None:
     """Remove the key of a runtime. Missing if there is none."""
     try:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             raise FileNotFoundError
         _sweep(name)
         os.unlink(path_of(name))
@@ -125,7 +125,7 @@ def _sweep(name: str) -> None:
 def listed() -> list[tuple[str, str]]:
     """(name, why its file is not used or "") of every key that is kept, by name. Exposed if that cannot be seen."""
     try:
-        names = sorted(filter(_NAME.fullmatch, os.listdir(_folder())))
+        names = sorted(name for name in os.listdir(_folder()) if re.fullmatch(_NAME, name))
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -12,7 +12,7 @@ from mllm_pipe.errors import Usage
 def traceparent() -> str:
     """The W3C trace context of the environment, "" if there is none or it is malformed."""
     value = os.environ.get("TRACEPARENT", "")
-    return value if re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", value) else ""
+    return value if value and re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", value) else ""
 
 
 def inherited_run() -> str:

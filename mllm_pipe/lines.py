@@ -6,6 +6,9 @@ import os
 import re
 import select
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from orjson import JSONDecodeError, loads
@@ -16,14 +19,28 @@ from mllm_pipe.terminal import kind_of, program
 
 MAX_LINE = 64 << 20
 CHUNK = 1 << 20
+SHORT = 1 << 16  # bytes that take no longer to digest without hashlib than with it
 RAW_KEPT = 4096  # bytes of a bad line that its error record carries
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hex. hashlib loads OpenSSL, 5 ms that a command without a bad line need not pay."""
+    """SHA-256 in hex."""
+    return str((_fast_sha256() if len(data) > SHORT else _sha256())(data).hexdigest())
+
+
+def _fast_sha256() -> Any:
     from hashlib import sha256
 
-    return sha256(data).hexdigest()
+    return sha256
+
+
+@cache
+def _sha256() -> Any:
+    """Python's own, as its `random` has it: hashlib loads OpenSSL, 5 ms that only what is long is worth."""
+    for name in ("_sha2", "_sha256"):  # since 3.12, and before
+        with suppress(ImportError):
+            return import_module(name).sha256
+    return _fast_sha256()
 
 
 class Long:
@@ -51,10 +68,8 @@ class _Unfinished:
             return
         self.pieces.append(piece)
         if self.size > self.limit:
-            from hashlib import sha256
-
             line = b"".join(self.pieces)
-            self.digest, self.pieces = sha256(line), [line[:RAW_KEPT]]
+            self.digest, self.pieces = _fast_sha256()(line), [line[:RAW_KEPT]]
 
     def take(self) -> bytes | Long:
         line = Long(self.pieces[0], self.size, self.digest.hexdigest()) if self.digest else b"".join(self.pieces)

@@ -14,7 +14,7 @@ from mllm_pipe.errors import Usage
 from mllm_pipe.files import whole
 
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
-_FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\s+(int|float|bool|str))?(?:\s*:\s*(.*))?", re.DOTALL)
+_FIELD = r"([A-Za-z_][A-Za-z0-9_]*)(?:\s+(int|float|bool|str))?(?:\s*:\s*(.*))?"
 
 
 def schema_of(spec: str) -> Schema:
@@ -40,7 +40,7 @@ def from_file(path: str, where: str) -> Schema:
 def _short(text: str) -> Schema:
     properties: dict[str, Any] = {}
     for field in filter(None, map(str.strip, text.split("\n") if "\n" in text else text.split(","))):
-        found = _FIELD.fullmatch(field)
+        found = re.fullmatch(_FIELD, field, re.DOTALL)
         if not found:
             raise Usage(f"--schema: {field!r} is no field; say NAME, NAME int, or NAME: what it is")
         name, kind, description = found.groups()

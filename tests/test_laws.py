@@ -379,3 +379,31 @@ def test_a_stream_without_a_thread_is_no_success(sh, work, home, command):
     ran = sh(f"dispatch --to echo < t | jq -c 'select(.thread == \"typo\" or .type == \"end\")' | {command}")
     assert ran == (2, "", f"{command.split()[0]}: stdin holds no thread: did a filter drop it?\n")
     assert len(journal(home)) == 2
+
+
+# -- start-up
+
+
+@pytest.mark.parametrize("line, loaded", [
+    ("thread-append --help", ""),
+    ("thread-append - more < t", ""),
+    ("dispatch --to echo --new x", "mllm_pipe.calling.call\n"),
+    ("dispatch --to exec:cat --new x", "mllm_pipe.calling.call\n"),
+    ('dispatch --to echo --new "$(seq 20000)"', "mllm_pipe.calling.call\n_hashlib\n"),  # OpenSSL: long texts are worth it
+])  # fmt: skip
+def test_a_command_loads_what_it_needs_and_no_more(sh, work, line, loaded):
+    write(work, "t", ONE)
+    name, arguments = line.split(" ", 1)
+    seen = "grep -oE '(_hashlib|httpx|jsonschema|sqlite3|tomllib|mllm_pipe.calling.call)$'"
+    ran = sh(f'python -X importtime "$(command -v {name})" {arguments} 2>&1 >/dev/null | {seen}; true')
+    assert (ran.out, ran.err) == (loaded, "")
+
+
+def test_a_digest_is_the_same_of_what_is_long_and_of_what_is_short(sh, work):
+    write(work, "t", ONE)
+    for length in (65, 1 << 16, (1 << 16) + 1):
+        (work / "bad").write_bytes(b"x" * length)
+        made = "jq -r 'select(.code == \"bad_line\").id'"
+        ran = sh(f'{{ cat t bad; echo; }} | thread-append -q - 2>/dev/null | {made}; echo "line-$(sha256sum < bad | cut -c 1-32)"')
+        first, second = ran.out.splitlines()
+        assert first == second and len(first) == 37

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from mllm_pipe import attachments, cli
+from mllm_pipe import cli
 from mllm_pipe.copying import copy
 from mllm_pipe.envelope import Record, line_of, new_id
 from mllm_pipe.errors import FAILED, BadRecord, Failure, Missing, Outcome, Usage
@@ -17,7 +17,6 @@ from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, note, say
 from mllm_pipe.thread import only_thread, text_of
 from mllm_pipe.threadfile import ThreadFile
-from mllm_pipe.turn import complaint
 
 
 @click.command("thread-append", context_settings={"max_content_width": 100})
@@ -100,8 +99,10 @@ def _messages(text: tuple[str, ...], role: str, system: str | None, files: tuple
     said = "\n".join(_read_text(piece) for piece in text)
     if text and not said.strip():
         raise Usage("TEXT is empty; an empty message is never sent")
-    parts = [attachments.part(name) for name in files]
-    if parts:
+    if files:
+        from mllm_pipe import attachments
+
+        parts = [attachments.part(name) for name in files]
         made.append({"role": role, "content": [{"type": "text", "text": said}] * bool(said) + parts})
     elif said:
         made.append({"role": role, "content": said})
@@ -194,6 +195,8 @@ def _hand_on(thread: Thread, whole: Thread, sink: Sink, outcome: Outcome) -> Non
     whole.run = thread.run
     made = []
     if thread.fault:
+        from mllm_pipe.turn import complaint
+
         say(f"thread {thread.id}: {thread.fault}")
         outcome.fail(thread.fault.status)
         made.append(complaint(thread.fault, thread))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from typing import Any
 
 from mllm_pipe.errors import CallFailed, Failure, Missing
 from mllm_pipe.files import whole
+from mllm_pipe.lines import digest
 
 Json = dict[str, Any]
 
@@ -49,7 +49,7 @@ def _read(part: Json) -> str:
         data = whole(path)
     except Failure as unread:
         raise CallFailed("bad_request", f"{unread}; the thread has it by path", billed="no") from None
-    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+    if digest(data) != part["sha256"]:
         said = f"{path}: it is not the file that the thread means, its sha256 differs"
         raise CallFailed("bad_request", said, billed="no")
     import base64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
+from mllm_pipe.lines import digest
 from mllm_pipe.runtimes import _child, _key, _turns
 
 Turn = dict[str, Any]
@@ -22,8 +22,8 @@ FIXED_TIME = "2026-01-01T00:00:00.000Z"
 
 def uuid_of(*values: Any) -> str:
     """An id in the form of a UUID that depends on the values (JSON) alone."""
-    digest = hashlib.sha256(orjson.dumps(values)).hexdigest()
-    return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"
+    text = digest(orjson.dumps(values))
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:32]}"
 
 
 def distinct(turns: Sequence[Turn]) -> tuple[list[Turn], list[Loss]]:

@@ -11,7 +11,6 @@ Nothing here looks at what comes after a turn's answer: old turns never change (
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.errors import CallFailed
+from mllm_pipe.lines import digest
 
 Json = dict[str, Any]
 
@@ -83,7 +83,7 @@ def digest_id(text: str, length: int = 24) -> str:
     """Lower-case letters and digits made of a text; the same text always gives the same."""
     import base64  # not for what has no files and no odd ids
 
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:length]
+    return base64.b32encode(bytes.fromhex(digest(text.encode()))).decode().lower()[:length]
 
 
 def legal_id(ident: str, rule: Json) -> str:
@@ -368,21 +368,23 @@ def render(
     keep: the turn's reasoning goes along. Vendors sign it over all that stood before it, so it does only if this
     model of this API made it after exactly what stands before it now; else it is dropped, and listed.
     """
-    digest = hashlib.sha256(canonical(head))
+    from hashlib import sha256  # whoever needs it loads OpenSSL anyway
+
+    before = sha256(canonical(head))
     messages: list[Json] = []
     losses: list[Json] = []
     for turn in turns:
         origin = turn.get("origin") or {}
         same = own(turn, rule) and origin.get("model") == model
-        keep = same and origin.get("prefix") == digest.hexdigest()
+        keep = same and origin.get("prefix") == before.hexdigest()
         if turn["role"] == "assistant" and not keep and any(part["type"] == "reasoning" for part in turn["parts"]):
             why = "what stands before it has changed" if same else "another model or endpoint made it"
             loss(losses, turn, "reasoning", "dropped", why)
         new = messages_of(turn, keep)
         for message in new:
-            digest.update(canonical(message))
+            before.update(canonical(message))
         messages += new
-    return messages, losses, digest.hexdigest()
+    return messages, losses, before.hexdigest()
 
 
 def canonical(value: Any) -> bytes:
