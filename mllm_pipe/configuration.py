@@ -190,18 +190,19 @@ def _check(source: Source) -> None:
                 raise wrong("has a NUL in it, which no program or path can have", section, name)
             if section != "groups" and (mark := re.search(r"[:/\s]", name)):
                 raise wrong(f"has {mark[0]!r} in its name, which names no {section[:-1]}", section, name)
-            if section == "runtimes":
-                _check_runtime(name, entry, wrong)
+            if section in ("agents", "runtimes"):
+                _check_name(section, name, entry, wrong)
             _check_entry(entry, ENTRIES[section], wrong, (section, name))
 
 
-def _check_runtime(name: str, entry: dict[str, Any], wrong: Wrong) -> None:
-    """Usage if the name is taken, so that nobody would be asked as it says here, or there is no such kind."""
+def _check_name(section: str, name: str, entry: dict[str, Any], wrong: Wrong) -> None:
+    """Usage if the name is taken, so that nobody would be asked as it says here, or a runtime is of no such kind."""
     from mllm_pipe.builtin import builtin, kinds, presets
 
     if name in (*builtin(), *kinds(), *presets()):
-        raise wrong("is built in and cannot be redefined; give it another name", "runtimes", name)
-    if "kind" in entry and entry["kind"] not in kinds():
+        taken = "is" if section == "runtimes" else "has the name of a runtime that is"
+        raise wrong(f"{taken} built in and cannot be redefined; give it another name", section, name)
+    if section == "runtimes" and "kind" in entry and entry["kind"] not in kinds():
         there_are = f"is no kind{nearest(str(entry['kind']), kinds())}; there are {', '.join(kinds())}"
         raise wrong(there_are, "runtimes", name, "kind")
 

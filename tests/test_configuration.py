@@ -149,6 +149,10 @@ def test_secrets_are_masked(sh, user):
         ("[runtimes.echo]\nkind = 'command'\n", ":1: runtimes.echo is built in and cannot be redefined; give it another name"),
         ("[runtimes]\nollama = { kind = 'openai-chat' }\n",
          ":2: runtimes.ollama is built in and cannot be redefined; give it another name"),
+        ("[agents.a]\nruntime = 'claude'\n[agents.echo]\nruntime = 'claude'\n",
+         ":3: agents.echo has the name of a runtime that is built in and cannot be redefined; give it another name"),
+        ("[agents]\ngroq = { runtime = 'echo' }\n",
+         ":2: agents.groq has the name of a runtime that is built in and cannot be redefined; give it another name"),
         ("[agents.a]\n[agents.b\n", ": Expected ']' at the end of a table declaration (at line 2, column 10)"),
     ],
 )  # fmt: skip
@@ -225,3 +229,11 @@ def test_a_configuration_that_cannot_be_looked_for_is_not_taken_for_none(sh, hom
 def test_a_budget_of_the_environment_is_part_of_what_is_in_force(sh):
     ran = sh("mllm config MLLM_BUDGET", MLLM_BUDGET="day_usd=1")
     assert ran == (0, '{"key":"MLLM_BUDGET","value":"day_usd=1","origin":"environment"}\n', "")
+
+
+@pytest.mark.parametrize("name", ["echo", "exec", "command", "replay", "openai", "ollama"])
+def test_an_agent_with_the_name_of_what_is_built_in_is_told_of_to_who_asks_by_that_name(sh, user, name):
+    file = user(f'\n[agents.{name}]\nruntime = "exec:echo mine"\n')
+    why = f"{file}:2: agents.{name} has the name of a runtime that is built in and cannot be redefined; give it another name"
+    for line in (f"dispatch --to {name}:x --new x", "mllm config", "dispatch --to echo --new x"):
+        assert sh(line) == (2, "", f"{line.split()[0]}: {why}\n")

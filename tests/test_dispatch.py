@@ -343,7 +343,7 @@ def test_a_hostile_directory_runs_nothing(sh, work):
         assert ran.err == (f"dispatch: {work}/mllm.toml is not trusted, so nothing of it is used; read it, then say: mllm trust\n"
                            "dispatch: 'evil' is no runtime or agent; mllm doctor lists what is usable here\n")  # fmt: skip
     assert not (work / "pwned").exists()
-    sh("dispatch --to evil --new x --text", MLLM_CONFIG="mllm.toml")
+    sh("sed -i /agents/,\\$d mllm.toml; dispatch --to evil --new x --text", MLLM_CONFIG="mllm.toml")
     assert (work / "pwned").exists()
 
 
