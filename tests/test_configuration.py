@@ -237,3 +237,18 @@ def test_an_agent_with_the_name_of_what_is_built_in_is_told_of_to_who_asks_by_th
     why = f"{file}:2: agents.{name} has the name of a runtime that is built in and cannot be redefined; give it another name"
     for line in (f"dispatch --to {name}:x --new x", "mllm config", "dispatch --to echo --new x"):
         assert sh(line) == (2, "", f"{line.split()[0]}: {why}\n")
+
+
+LISTED = """
+import sys
+sys.addaudithook(lambda event, about: event == "os.listdir" and sys.stderr.write(f"{about[0]}\\n"))
+from mllm_pipe.commands.mllm import main
+main()
+"""
+
+
+def test_the_folder_of_runtimes_is_listed_once_for_many_of_them(sh, work):
+    (work / "mllm.toml").write_text("".join(f"[runtimes.r{n}]\nkind = 'command'\n[agents.a{n}]\n" for n in range(9)))
+    (work / "look").write_text(LISTED)
+    ran = sh("python -c \"$(cat look)\" config 2>&1 >/dev/null | grep -c 'mllm_pipe/runtimes$'", MLLM_CONFIG="mllm.toml")
+    assert ran == (0, "1\n", "")
