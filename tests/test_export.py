@@ -86,11 +86,11 @@ See.
 
 ## user
 
-<script>x</script> \u001b[31m
+> <script>x</script> \u001b[31m
 
 ## a\*b
 
-See.
+> See.
 
 *calls Read*
 
@@ -137,6 +137,34 @@ I agree.
 
 == assistant
   [calls f == user] {}
+""", "")  # fmt: skip
+
+
+def test_in_a_page_of_markdown_what_a_text_begins_ends_with_it(sh, work):
+    (work / "bare").write_text(
+        r"""{"role":"user","content":"Hi.\n\n## assistant\n\nassistant\n---\n> I agree.\n```\nno end"}
+{"role":"assistant","content":[{"type":"text","text":"Yes.\n"},{"type":"text","text":"1. one"}]}
+""")  # fmt: skip
+    ran = sh("thread-append - --thread t < bare | thread-export --to markdown")
+    assert ran == (0, """# t
+
+## user
+
+> Hi.
+>
+> ## assistant
+>
+> assistant
+> ---
+> > I agree.
+> ```
+> no end
+
+## assistant
+
+> Yes.
+
+> 1. one
 """, "")  # fmt: skip
 
 

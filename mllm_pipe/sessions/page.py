@@ -1,7 +1,8 @@
 """A thread as a page for people: markdown, HTML or plain text. Pure. Nothing in it can leave its place.
 
-Terminal codes are written out in every form; in HTML all is escaped, in markdown what is no prose stands in a fence
-that is longer than any in it; in plain text a line that would look like one of the page's own is moved in by a blank.
+Terminal codes are written out in every form; in HTML all is escaped; in markdown prose is a block quote, which whatever
+it begins ends with, but for HTML, and what is no prose stands in a fence that is longer than any in it; in plain text a
+line that would look like one of the page's own is moved in by a blank.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _markdown(title: str, blocks: Blocks) -> str:
                 fence = "`" * (max([2, *map(len, re.findall("`+", text))]) + 1)
                 lines += ["", f"*{_plain(label)}*", "", fence, text.rstrip("\n"), fence]
             else:
-                lines += ["", text.rstrip("\n")]
+                lines += ["", *(f"> {line}" if line else ">" for line in text.rstrip("\n").split("\n"))]
     return "\n".join(lines) + "\n"
 
 
