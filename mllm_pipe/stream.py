@@ -53,7 +53,8 @@ def refuse_text(first_line: bytes | Long, name: str = "stdin") -> None:
 class Thread:
     """A thread as it was gathered: its lines as they came, the records to use, and what its handoff said."""
 
-    __slots__ = ("id", "lines", "records", "raws", "run", "status", "handed", "fault", "conflicts")
+    __slots__ = ("id", "lines", "records", "raws", "run", "status", "shown", "handed", "fault",
+                 "conflicts")  # fmt: skip
 
     def __init__(self, ident: str) -> None:
         self.id = ident
@@ -62,6 +63,7 @@ class Thread:
         self.raws: dict[str, bytes] = {}  # line of each id
         self.run = ""
         self.status = "ok"
+        self.shown = ""  # id of the answer that a person has seen as it came
         self.handed = False  # by a handoff
         self.fault: Failure | None = None
         self.conflicts: list[str] = []
@@ -79,7 +81,8 @@ class Thread:
         """A copy that has further records, made here; this one stays as it is."""
         copy = Thread(self.id)
         copy.lines, copy.records, copy.raws = list(self.lines), list(self.records), dict(self.raws)
-        copy.run, copy.status, copy.handed, copy.fault = self.run, self.status, self.handed, self.fault
+        copy.run, copy.status, copy.shown = self.run, self.status, self.shown
+        copy.handed, copy.fault = self.handed, self.fault
         for record in made:
             copy.add(record, line_of(record)[:-1])
         return copy
@@ -221,6 +224,7 @@ class Source:
             inherited = handoff.get("parent_run_id")
             if isinstance(inherited, str) and 0 < len(inherited) <= 200:
                 thread.run = self._given_run or inherited_run() or inherited
+            thread.shown = str(handoff.get("shown", ""))
         return self._complete(thread)
 
     def _failed_alone(self, handoff: Record) -> Thread | None:
@@ -287,6 +291,8 @@ class Sink:
             handoff |= {"parent_run_id": thread.run, "at": timestamp()}
             if traceparent():
                 handoff["traceparent"] = traceparent()
+            if thread.shown:
+                handoff["shown"] = thread.shown
             lines.append(line_of(handoff)[:-1])
         self.lines(lines)
 
@@ -366,13 +372,14 @@ class Live:
             self.last = piece
             write(safe(piece).encode("utf-8", "replace"), self.descriptor)
 
-    def end(self) -> bool:
-        """End the line of an answer; True if the answer has been shown on stdout."""
-        shown = bool(self.last)
-        if shown and not self.last.endswith("\n") and self.descriptor is not None:
+    def end(self) -> int | None:
+        """End the line of an answer; the descriptor on which it has been shown, None if it has not."""
+        last, self.last = self.last, ""
+        if not last or self.descriptor is None:
+            return None
+        if not last.endswith("\n"):
             write(b"\n", self.descriptor)
-        self.last = ""
-        return shown and self.descriptor == 1
+        return self.descriptor
 
 
 def read_share() -> float | None:

@@ -199,6 +199,26 @@ def test_a_terminal_gets_the_answer_as_text_once(work, home):
     assert (ran.returncode, ran.stdout.replace(b"\r", b"")) == (0, b"a\\u001b[31mb\n")
 
 
+AT_TERMINAL = "python -c 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)' bash -c"
+
+
+@pytest.mark.parametrize("stages", [
+    "dispatch --to exec:cat",  # it is seen as it comes
+    "dispatch -q --to exec:cat", "MLLM_QUIET=1 dispatch --to exec:cat", "CI=1 dispatch --to exec:cat", "dispatch -j 2 --to exec:cat",
+    "dispatch --cache --to exec:cat", "cat",
+    "dispatch --to exec:cat | judge -q --check contains:hello",
+    "dispatch -q --to exec:cat | judge -q --check contains:hello | thread-append u",
+    "dispatch --to exec:cat | thread-append -q u | thread-append - | cat",
+    "dispatch --to 'exec:sed s/.*/draft/' 2>/dev/null | dispatch -q --as b --to 'exec:echo hello' again",
+    "dispatch -q --to 'exec:sed s/.*/draft/' | dispatch --as b --to 'exec:echo hello' again",
+])  # fmt: skip
+def test_an_answer_is_shown_once_at_a_terminal_whoever_stands_between(sh, work, stages):
+    sh("thread-append --new --thread c hello | dispatch -q --to exec:cat > kept")
+    (work / "line").write_text(f"{'cat kept' if stages == 'cat' else 'thread-append --new --thread t hello'} | {stages} | thread-append t")
+    ran = sh(f'{AT_TERMINAL} "$(cat line)"')
+    assert (ran.status, ran.out.replace("\r\n", "\n"), ran.err) == (0, "hello\n", "")
+
+
 def test_twenty_pipes_at_once_on_one_file(sh, work):
     line = "thread-append t.jsonl --thread $i \"q $i\" | dispatch --to echo | thread-append t.jsonl >/dev/null"
     assert sh(f"for i in $(seq 20); do {line} & done; wait") == (0, "", "")

@@ -13,7 +13,7 @@ from mllm_pipe.grouping import plan as plans
 from mllm_pipe.grouping.firing import LEFT, Firing
 from mllm_pipe.lineage import inherited_run, offered_run
 from mllm_pipe.signals import die_by
-from mllm_pipe.stream import Live, Sink, refuse_own_output, show
+from mllm_pipe.stream import Sink, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, say
 from mllm_pipe.times import LONGEST_S
 
@@ -59,7 +59,7 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
     if dry_run:
         return _dry_run(plan, firing)
     try:
-        status = _fire(plan, firing, quiet)
+        status = _fire(plan, firing)
     except Stopped:
         if way := _way_on(plan, run):
             say(f"{plan['name']}: ended by a signal{way}")
@@ -71,13 +71,13 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
     return status
 
 
-def _fire(plan: plans.Plan, firing: Firing, quiet: bool) -> int:
+def _fire(plan: plans.Plan, firing: Firing) -> int:
     """Fire a group, once or in rounds; the exit status."""
     if not plan["until"]:
         return firing.once()
     as_text = kind_of(1) == "terminal"
     outcome, sink = Outcome(), Sink(records=not as_text)
-    firing.rounds(sink, outcome, as_text, live=Live(False, quiet).descriptor is not None)
+    firing.rounds(sink, outcome, as_text)
     sink.end(None, outcome)
     return outcome.status()
 

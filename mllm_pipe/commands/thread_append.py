@@ -13,7 +13,7 @@ from mllm_pipe.errors import FAILED, BadRecord, Failure, Missing, Outcome, Usage
 from mllm_pipe.files import whole
 from mllm_pipe.message import Completer, extend
 from mllm_pipe.storage import Appender
-from mllm_pipe.stream import Live, Sink, Source, Thread, refuse_own_output, show
+from mllm_pipe.stream import Sink, Source, Thread, refuse_own_output, show
 from mllm_pipe.terminal import kind_of, note, say
 from mllm_pipe.thread import only_thread, text_of
 from mllm_pipe.threadfile import ThreadFile
@@ -86,7 +86,7 @@ def command(file: str | None, text: tuple[str, ...], new: bool, role: str, syste
     loose: list[Record] = []  # error records of bad lines, which belong to no thread under way
     source = Source(outcome, loose.append, again=True, grouped=grouped, max_line=max_line, complete=complete)
     answer = _store(source, store, sink, outcome, complete, loose)
-    if as_text and answer and not Live(False, quiet).descriptor:  # else dispatch has shown it as it came
+    if as_text and answer:
         show(answer.rstrip("\n") + "\n")
     return outcome.status()
 
@@ -167,7 +167,8 @@ def _extend_stream(source: Source, messages: list[Record], sink: Sink, outcome: 
 
 def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, complete: Completer,
            loose: list[Record]) -> str:  # fmt: skip
-    """| FILE: store what FILE lacks, thread by thread, and hand the threads on; the newest answer's text."""
+    """| FILE: store what FILE lacks, thread by thread, and hand the threads on; the newest answer's text, "" if it was
+    seen as it came."""
     answer = ""
     for thread in source.threads():
         for record in loose:
@@ -178,7 +179,7 @@ def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, comp
             store.add_loose_locked(loose)
         for record in added:
             if record["type"] == "message" and record["role"] == "assistant":
-                answer = text_of(record["content"])
+                answer = text_of(record["content"]) if record["id"] != thread.shown else ""
         # bare messages came without the thread that they extend: what goes on is the whole of it
         _hand_on(thread, store.whole(thread.id) if extended else thread, sink, outcome)
     for record in loose:
@@ -192,7 +193,7 @@ def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, comp
 
 def _hand_on(thread: Thread, whole: Thread, sink: Sink, outcome: Outcome) -> None:
     """Send on `whole` with what the handoff of `thread` said; a thread with a fault is a failed one."""
-    whole.run = thread.run
+    whole.run, whole.shown = thread.run, thread.shown
     made = []
     if thread.fault:
         from mllm_pipe.turn import complaint

@@ -8,18 +8,17 @@ whether the answer is no (1), for only such a stage knows what the handoffs say.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from mllm_pipe.envelope import Record, holds, line_of, seconds_of, timestamp
+from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, InputCut, Outcome
 from mllm_pipe.grouping.plan import Plan, of_round, variables
 from mllm_pipe.reader import watch_reader
 from mllm_pipe.runtimes._pipeline import Pipeline, pipeline
-from mllm_pipe.stream import STARTED, Sink, Source, Thread, show
+from mllm_pipe.stream import Sink, Source, Thread, show
 from mllm_pipe.terminal import note
 from mllm_pipe.thread import branch, text_of
 from mllm_pipe.turn import complaint
@@ -51,7 +50,7 @@ class Firing:
     def __init__(self, plan: Plan, more: Mapping[str, str], timeout_s: float | None) -> None:
         """more: variables for all stages. timeout_s: limit of the whole, None for none."""
         self.plan, self.environment, self.timeout_s = plan, environment(more), timeout_s
-        self.late = self.as_text = self.live = False
+        self.late = self.as_text = False
         self.running: Pipeline | None = None
         self.why = ""  # which stage failed, in words
 
@@ -60,13 +59,13 @@ class Firing:
         with self._clock(), self._stages(1, 0, 1) as running:
             return self._status(running.statuses(), 1)
 
-    def rounds(self, sink: Sink, outcome: Outcome, as_text: bool, live: bool) -> None:
+    def rounds(self, sink: Sink, outcome: Outcome, as_text: bool) -> None:
         """Fire round after round. A thread that passes, or fails, goes out at once; the others go round once more, and
         after the last round as they are. What came of them is noted in the outcome.
 
-        as_text: a person gets the answers. live: and may have seen them as they came.
+        as_text: a person gets the answers, but those that were seen as they came.
         """
-        self.as_text, self.live = as_text, live
+        self.as_text = as_text
         watch_reader(self._leave)
         waiting: list[Thread] | None = None
         with self._clock():
@@ -123,22 +122,9 @@ class Firing:
         """Let a thread go out; a person gets its answer, once."""
         if self.as_text:
             answers = [record for record in branch(thread.records) if record["role"] == "assistant"]
-            if answers and not (self.live and self._came_live(answers[-1], thread)):
+            if answers and answers[-1]["id"] != thread.shown:
                 show(text_of(answers[-1]["content"]).rstrip("\n") + "\n")
         sink.thread(thread, made or [], status)
-
-    def _came_live(self, answer: Record, thread: Thread) -> bool:
-        """True if a stage has shown the answer as it came: dispatch does, unless it is told to be quiet, asks for
-        several at once, or has it from the journal. Where that is unsure, twice is better than not at all."""
-        spans = [record for record in thread.records if record["type"] == "span" and holds(record)]
-        span = next((span for span in spans if answer["id"] in span.get("output_ids", ())), None)
-        if not span or (seconds_of(span["started_at"]) or 0.0) < STARTED or span.get("cost_source") == "cache":
-            return False
-        rounds = range(1, self.plan["max_rounds"] + 1)
-        stages = {label: argv for number in rounds for label, argv in of_round(self.plan, number)}
-        command, *flags = stages.get(span.get("stage", ""), [""])
-        silent = flags.count("--to") > 1 or any(re.match(r"-\w*[qj]|--quiet|--jobs", flag) for flag in flags)
-        return os.path.basename(command) == "dispatch" and not silent
 
     @contextmanager
     def _stages(self, number: int, stdin: int, stdout: int) -> Iterator[Pipeline]:
@@ -218,6 +204,7 @@ class _Feed:
         for thread in self.threads:
             handoff: Record = {"v": 1, "type": "handoff", "thread": thread.id, "status": "no"}
             handoff |= {"parent_run_id": thread.run, "at": timestamp()}
+            handoff |= {"shown": thread.shown} if thread.shown else {}
             lines += [*(line + b"\n" for line in thread.lines), line_of(handoff)]
         lines.append(line_of({"v": 1, "type": "end", "threads": len(self.threads)}))
         try:
@@ -238,7 +225,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _both(sent: Thread, cut: Thread) -> Thread:
     """A thread as it went in, and what of it came back that is new."""
     both = sent.with_more([])
-    both.status = cut.status
+    both.status, both.shown = cut.status, cut.shown or both.shown
     for record in cut.records:
         if record["id"] not in sent.raws:
             both.add(record, cut.raws[record["id"]])
