@@ -19,6 +19,7 @@ from mllm_pipe.stream import Thread
 pytestmark = pytest.mark.skipif(processors() < 2 or not os.path.isdir("/proc/self"), reason="needs two processors, and /proc")
 
 MASK = """sed -E 's/[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{21}/ID/g; s/"at":"[^"]*"/AT/g'"""
+GONE = "for i in $(seq 40); do grep -qs 'State:.[^Z]' /proc/$child/status || break; sleep 0.1; done; echo $((i < 40))"
 CHILD = "until child=$(cat /proc/$pid/task/$pid/children); [ $child ]; do kill -0 $pid || exit 9; done"
 
 
@@ -86,6 +87,23 @@ def test_who_kills_the_other_process_loses_nothing(sh, work):
     assert ran == (0, "0\n20000\n", "")
 
 
+@pytest.mark.parametrize("end", ["sleep 0.1; kill -9 $child", "sleep 0.2; kill -9 $child", "sleep 0.1; kill -STOP $child"])
+def test_who_ends_the_other_process_in_the_midst_loses_nothing_either(sh, work, end):
+    (work / "in").write_bytes(b"\n".join(flat(many(20_000))) + b"\n")
+    ran = sh(f"judge --check contains:known < in > out & pid=$!; {CHILD}; {end} 2> /dev/null; wait $pid; echo $?; {GONE}; "
+             "grep -v verdict out | cmp - in; jq -r 'select(.pass).thread' out | md5sum; seq -f 't%.0f' 0 19999 | md5sum")  # fmt: skip
+    status, gone, found, wanted = ran.out.splitlines()
+    assert (status, gone, found, ran.err) == ("0", "1", wanted, "")
+
+
+def test_who_kills_the_command_in_the_midst_has_whole_verdicts_and_no_orphan(sh, work):
+    (work / "in").write_bytes(b"\n".join(flat(many(20_000))) + b"\n")
+    ran = sh(f"judge --check contains:known < in > out & pid=$!; {CHILD}; until [ -s out ]; do :; done; kill -9 $pid; wait $pid; "
+             f"echo $?; {GONE}; n=$(jq -r 'select(.pass).thread' out | wc -l); head -n $((2 * n)) in > begun; "
+             "grep -v verdict out | cmp - begun; echo $((0 < n && n < 20000))")  # fmt: skip
+    assert (ran.status, ran.out) == (0, "137\n1\n1\n")
+
+
 @pytest.mark.parametrize(("end", "status"), [
     ("kill -9 $pid", 137), ("kill -TERM $pid", 143), ("kill -INT $pid", 130), ("exec 3<&-", 141),
 ])  # fmt: skip
@@ -94,9 +112,17 @@ def test_the_other_process_ends_with_the_command(sh, work, end, status):
     slow = lines_of("slow", ("user", "q"), ("assistant", "a" * 50 + "!"))
     (work / "in").write_bytes(b"\n".join([*slow, *flat(many(5000)), *[line.replace(b"slow", b"late") for line in slow]]) + b"\n")
     ran = sh(f"set -m; mkfifo f; exec 3<>f; judge --timeout 5 --check 'regex:(a+)+$' < in > f 2> /dev/null 3<&- & pid=$!; {CHILD}; sleep 0.3; {end}; "
-             "wait $pid; echo $?; for i in $(seq 40); do grep -qs 'State:.[^Z]' /proc/$child/status || break; sleep 0.1; done; "
-             "echo $((i < 40))")  # fmt: skip
+             f"wait $pid; echo $?; {GONE}")  # fmt: skip
     assert ran.out == f"{status}\n1\n"
+
+
+def test_where_nothing_can_be_written_the_other_process_ends_too(sh, work):
+    """The first thread takes a second, so the other process is at work when the first write fails."""
+    slow = lines_of("slow", ("user", "q"), ("assistant", "a" * 50 + "!"))
+    (work / "in").write_bytes(b"\n".join([*slow, *flat(many(5000)), *[line.replace(b"slow", b"late") for line in slow]]) + b"\n")
+    ran = sh(f"judge --timeout 1 --check 'regex:(a+)+$' < in > /dev/full & pid=$!; {CHILD}; wait $pid; echo $?; {GONE}")
+    late = "thread slow: a --check took longer than 1 s; --timeout sets the limit"
+    assert ran == (0, "74\n1\n", f"judge: {late}\njudge: stdout cannot be written: No space left on device\n")
 
 
 def judged(thread: Thread) -> Judged:

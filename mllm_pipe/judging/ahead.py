@@ -82,6 +82,7 @@ def started(judge: Judge, descriptor: int, run: str, gathered: Sized) -> Ahead |
     try:
         return Ahead(fork(work), back, gathered)
     except OSError:
+        os.close(back)
         return None
     finally:
         os.close(to)
@@ -96,16 +97,19 @@ class Ahead:
         self.messages: dict[str, tuple[int, bytes]] = {}  # by the first thread, about how many each is
         self.told = 0  # of how many threads they are
         self.made: dict[str, Made] = {}  # by thread, of the message that we are at
-        self.met = False
+        self.ended = False
         os.set_blocking(back, False)
 
     def hear(self) -> None:
         """Take in what it has told."""
         with suppress(BlockingIOError):
-            while self.told < max(MOST, len(self.gathered)) and (data := os.read(self.back, 1 << 20)):
+            while self._hears() and (data := os.read(self.back, 1 << 20)):
                 self.heard += data
                 self._split()
         self.due = time.monotonic() + HEAR_S
+
+    def _hears(self) -> bool:
+        return not self.ended and self.told < max(MOST, len(self.gathered))
 
     def _split(self) -> None:
         """Take the messages that are whole out of what was heard."""
@@ -125,14 +129,15 @@ class Ahead:
         made = self.made.get(thread.id)
         if not made or thread.fault or made[1] != hash(tuple(thread.lines)):
             return None
-        if not self.met:  # it has told of all that comes behind this one
-            self.met = True
-            self.end()
+        self.end()  # it has told of all that comes behind this one
         return Foretold(*made[2:])
 
     def end(self) -> None:
         """Nothing more is wanted of it."""
-        kill(self.child)
+        if not self.ended:
+            self.ended = True
+            kill(self.child)
+            os.close(self.back)
 
 
 # -- in the other process
