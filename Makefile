@@ -1,13 +1,24 @@
 # `make demo` and `make test` do everything on a machine with Python 3.11+ and make.
 
-PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: demo test lint oracle prices setup manual bench clean
+.PHONY: demo test lint oracle prices setup manual bench clean another
+
+# The .venv keeps the Python that it was made with, unless another one is said: PYTHON=...
+WHICH := import sys; print(sys.base_prefix, sys.version)
+OWN := $(shell $(BIN)/python -c '$(WHICH)' 2>/dev/null)
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(if $(OWN),$(BIN)/python,python3)
+else ifneq ($(OWN),)
+ifneq ($(OWN),$(shell $(PYTHON) -c '$(WHICH)'))
+CLEAR := --clear
+.venv/ready: another
+endif
+endif
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mllm-pipe needs Python 3.11 or newer; say PYTHON=...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(CLEAR) .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' --config-settings editable_mode=compat
 	touch $@
 

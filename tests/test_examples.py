@@ -139,3 +139,23 @@ def test_every_recipe_says_how_it_is_run_and_stands_in_the_list() -> None:
         if path.suffix != ".md":
             assert f"`{path.name}`" in listed, path.name
             assert path.suffix == ".toml" or path.name == "demo.sh" or re.search(r"(?m)^#     .*", path.read_text()), path.name
+
+
+HOUSE = Path(__file__).parent.parent / "Makefile"
+
+
+@pytest.mark.parametrize(("before", "line", "ran"), [
+    ("", "", "python3 -m venv .venv"),
+    ("$NEW", "", ".venv/bin/python -m venv .venv"),  # not the python3 of the PATH, which is another one
+    ("$NEW; touch .venv/ready", "", ""),
+    ("$NEW; touch .venv/ready", "PYTHON=$PWD/.venv/bin/python", ""),
+    ("$NEW; touch .venv/ready", "PYTHON=python3", "python3 -m venv --clear .venv"),
+    ("$NEW; touch .venv/ready; export PYTHON=python3", "", "python3 -m venv --clear .venv"),
+    ("$NEW; ln -sf /nowhere .venv/bin/python", "", "python3 -m venv .venv"),
+])  # fmt: skip
+def test_make_keeps_the_python_of_the_venv_unless_another_is_said(sh, work, before, line, ran):
+    (work / "python3").write_text("#!/bin/sh\necho /other 3.99\n")
+    (work / "python3").chmod(0o755)
+    made = before.replace("$NEW", "python -m venv --without-pip .venv")
+    found = sh(f"{made or ':'}; cp {HOUSE} .; touch -d yesterday pyproject.toml; PATH=$PWD:$PATH make -n setup {line} | grep -o '.* -m venv .*' | tr -s ' '")
+    assert (found.out.replace(str(work), ".").strip(), found.err) == (ran, "")
