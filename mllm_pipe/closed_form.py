@@ -24,10 +24,13 @@ def whole(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def json_of(parts: list[dict[str, Any]]) -> Any:
-    """The JSON that an answer is. Invalid if it is none, or says two things by one name; a refusal says nothing."""
-    for part in parts:
-        if part["type"] == "data":
-            return part["value"]
+    """The JSON that an answer is. Invalid if it is none, or says two things, of which none counts more than the other;
+    a refusal says nothing."""
+    values = [part["value"] for part in parts if part["type"] == "data"]
+    if len(values) > 1:
+        raise Invalid(f"it says {len(values)} things, and not one")
+    if values:
+        return values[0]
     text = "".join(part["text"] for part in parts if part["type"] == "text").strip()
     if text.startswith("```") and text.endswith("```"):  # the one wrapping that models cannot help
         text = text.removeprefix("```json").removeprefix("```").removesuffix("```")

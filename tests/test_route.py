@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -50,7 +51,7 @@ def sh(sh, work: Path):
     return lambda line, **more: sh(line, **{"MLLM_CONFIG": "mllm.toml"} | more)
 
 
-def tape(work: Path, *answers: str, finish: str = "stop") -> None:
+def tape(work: Path, *answers: Any, finish: str = "stop") -> None:
     """Answers for replay:tape."""
     said = [{"role": "assistant", "content": one, "finish": finish} for one in answers]
     (work / "tape").write_bytes(b"".join(orjson.dumps(one) + b"\n" for one in said))
@@ -147,11 +148,31 @@ def test_what_a_router_did_not_say_to_the_end_is_no_route(sh, support, work, fin
     assert sh("route --format text < t") == (1, f"none  none  thread t  the router's answer is no route: it does not come to its end ({finish})\n", "")
 
 
-def test_what_says_two_things_by_one_name_is_no_route(sh, support, work):
+CHEAP = '{"target":"billing","confidence":1,"reason":"x"}'
+DEAR = '{"target":"technical","confidence":1,"reason":"x"}'
+
+
+@pytest.mark.parametrize(("said", "why"), [
+    ('{"target":"billing","target":"technical","confidence":1,"reason":"x"}', "'target' comes twice in one object"),
+    ('{"target":"billing","t\\u0061rget":"technical","confidence":1,"reason":"x"}', "'target' comes twice in one object"),
+    (DEAR.replace("1", "NaN"), "it is no JSON (unexpected character, expected a JSON value)"),
+    (DEAR.replace("1", "1e999"), "it is no JSON (number is infinity when parsed as double)"),
+    (f"{CHEAP} or {DEAR}", "it is no JSON (unexpected content after document)"),
+    (f"{CHEAP}\n{DEAR}", "it is no JSON (unexpected content after document)"),
+    (f"[{CHEAP},{DEAR}]", "it is not an object with target, confidence and reason alone"),
+    (f"I choose: {DEAR}", "it is no JSON (unexpected character, expected a JSON value)"),
+    (f"{DEAR} and no other", "it is no JSON (unexpected content after document)"),
+    (f"```json\n{CHEAP}\n```\n```json\n{DEAR}\n```", "it is no JSON (unexpected content after document)"),
+    ([{"type": "data", "value": orjson.loads(one)} for one in (CHEAP, DEAR)], "it says 2 things, and not one"),
+])  # fmt: skip
+def test_what_is_not_one_answer_to_the_letter_is_no_route(sh, support, work, said, why):
     support('models = { router = "replay:tape" }')
     thread(work, ("user", "It crashes."))
-    tape(work, '{"target":"billing","target":"technical","confidence":1,"reason":"x"}')
-    assert sh("route --format text < t") == (1, "none  none  thread t  the router's answer is no route: 'target' comes twice in one object\n", "")
+    tape(work, said)
+    ran = sh("route --format text < t")
+    assert ran == (1, f"none  none  thread t  the router's answer is no route: {why}\n", "")
+    support('models = { router = "replay:tape" }\ndefault = "billing"')
+    assert sh("route < t | dispatch -q --text") == (0, "billing here\n", "")
 
 
 def test_the_bar_is_the_routers_or_the_flags(sh, support, work):
