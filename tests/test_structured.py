@@ -443,3 +443,10 @@ def test_a_wrong_option_is_told_once_before_anything_is_asked(sh, home, work, op
         ran = sh(f"dispatch {target} {options} < t")
         assert (ran.status, ran.out, ran.err) == (2, "", f"dispatch: {err}\n")
     assert not (home / ".local/state/mllm-pipe/journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("schema", ["{}", '{"proprties": {"a": {"type": "string"}}}'])
+def test_a_schema_asks_what_it_says_and_no_more(sh, work, schema):
+    for value in ("5", "null", '{"a":5}'):
+        (work / "said").write_text(value)
+        assert sh(f"dispatch -q --to 'exec:cat said' --schema '{schema}' --new x --text") == (0, f"{value}\n", "")
