@@ -90,12 +90,21 @@ def _blamed(wrong: click.ClickException) -> str:
 def _result_of(command: click.Command, arguments: list[str] | None, name: str) -> Any:
     """What the command's callback gives. Where it fails, the calls that are in flight are heard out first."""
     try:
-        return command.main(arguments, prog_name=name, standalone_mode=False)
+        return command.main(arguments, prog_name=name, standalone_mode=False, terminal_width=_width(command))
     except Failure:
         pool = sys.modules.get("mllm_pipe.calling.pool")
         if pool:
             pool.hear_out()
         raise
+
+
+def _width(command: click.Command) -> int:
+    """How wide help is written: as click does it, which asks shutil, and that loads three compressors."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(1).columns or 80
+    except (ValueError, OSError):
+        columns = 80
+    return max(min(columns, int(command.context_settings.get("max_content_width", 80))) - 2, 50)
 
 
 def _let_go() -> Any:

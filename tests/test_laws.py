@@ -394,7 +394,7 @@ def test_a_stream_without_a_thread_is_no_success(sh, work, home, command):
 def test_a_command_loads_what_it_needs_and_no_more(sh, work, line, loaded):
     write(work, "t", ONE)
     name, arguments = line.split(" ", 1)
-    seen = "grep -oE '(_hashlib|httpx|jsonschema|sqlite3|tomllib|mllm_pipe.calling.call)$'"
+    seen = "grep -oE '(_hashlib|httpx|jsonschema|sqlite3|tomllib|lzma|mllm_pipe.calling.call)$'"
     ran = sh(f'python -X importtime "$(command -v {name})" {arguments} 2>&1 >/dev/null | {seen}; true')
     assert (ran.out, ran.err) == (loaded, "")
 
@@ -407,3 +407,9 @@ def test_a_digest_is_the_same_of_what_is_long_and_of_what_is_short(sh, work):
         ran = sh(f'{{ cat t bad; echo; }} | thread-append -q - 2>/dev/null | {made}; echo "line-$(sha256sum < bad | cut -c 1-32)"')
         first, second = ran.out.splitlines()
         assert first == second and len(first) == 37
+
+
+@pytest.mark.parametrize("columns, widest", [("", 78), ("60", 58), ("200", 98), ("10", 50), ("x", 78)])
+def test_help_is_as_wide_as_the_terminal_and_no_wider_than_can_be_read(sh, columns, widest):
+    ran = sh("judge --help | awk '{ if (length > n) n = length } END { print n }'", COLUMNS=columns)
+    assert (ran.status, ran.err) == (0, "") and widest - 4 <= int(ran.out) <= widest

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mllm_pipe import structured
 from mllm_pipe.bounded import Late, possible, within
 from mllm_pipe.envelope import Record, admit
 from mllm_pipe.errors import CallFailed, Usage
@@ -203,7 +202,7 @@ def _json(*_: Any) -> Holds:
 
 
 def _schema(path: str, _: RunProgram, timeout_s: float) -> Holds:
-    from mllm_pipe import contract
+    from mllm_pipe import contract, structured
 
     schema = structured.from_file(path, f"--check schema:{path}")
 
