@@ -17,7 +17,6 @@ import time
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from threading import Condition
 from typing import Any, NamedTuple
 
 import orjson
@@ -30,6 +29,7 @@ from mllm_pipe.errors import OverBudget, Usage
 from mllm_pipe.runtimes import load
 from mllm_pipe.storage import Appender, read_new
 from mllm_pipe.terminal import note
+from mllm_pipe.waiting import Changed
 
 LONGEST_ANSWER = 32_000  # tokens, of a model whose limit is unknown
 LOOK_AGAIN_S = 0.2
@@ -131,7 +131,7 @@ class Budget:
         self.shared = [limit for limit in found if limit.scope != "command"]
         if self.shared and journal.mode() == "off":
             raise Usage("MLLM_JOURNAL=off, and the journal is the ledger of a budget for a day or a run")
-        self.settled = Condition()
+        self.settled = Changed()
         self.spent = {limit: Decimal(0) for limit in self.own}
         self.reserved = {limit: Decimal(0) for limit in self.own}
         self.ledger = Ledger(any(limit.scope == "run" for limit in self.shared))

@@ -18,6 +18,7 @@ from mllm_pipe.errors import CallFailed, Failure, OverBudget, Stopped, WriteFail
 from mllm_pipe.runtimes import load, worded
 from mllm_pipe.runtimes._shape import heard
 from mllm_pipe.terminal import note
+from mllm_pipe.waiting import sleep
 
 # Another target would not do better, or must not: content policy is nobody's to get around.
 NO_FALLBACK = ("losses", "refusal", "filter", "length")
@@ -175,7 +176,7 @@ def _tried(
                 attempt["duration_ms"] = ms(time.monotonic() - began)
                 gate.leave(entered, code, str(failure or ""))
             wait = next_wait
-            time.sleep(wait)
+            sleep(wait)
         raise AssertionError("the last try returns")
     finally:
         if patience.budget and worst:
@@ -204,7 +205,7 @@ def _intend(run_id: str, sent: Sent, patience: Patience, worst: Any) -> None:
                 live[run_id] = sent
                 return
         budget.tell_waiting()
-        time.sleep(budget.LOOK_AGAIN_S)
+        sleep(budget.LOOK_AGAIN_S)
 
 
 def _recalled(

@@ -1,4 +1,4 @@
-"""The way to one target, shared by the threads of a process: how fast it is asked, and when it is left alone.
+"""The way to one target, shared by the calls of a process: how fast it is asked, and when it is left alone.
 
 Pace: nothing is slowed down before the target says 429. Then the calls are spaced: multiplicative decrease on a 429
 of a call that began after the last decrease, increase with every answer: doubled within a second while no pace was
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from threading import Condition
 from typing import Any
+
+from mllm_pipe.waiting import Changed
 
 FAULTS, PROBES, LONGEST_S = 5, 5, 30.0
 _SICK = ("network", "server", "overloaded", "timeout", "cut", "malformed", "empty")
@@ -40,7 +41,7 @@ class Gate:
 
     def __init__(self, rate: float | None = None) -> None:
         """rate: calls a second that the user allows."""
-        self.free = Condition()
+        self.free = Changed()
         self.rate, self.pace, self.too_much = rate, rate, float("inf")
         self.next_at = self.cut_at = 0.0
         self.answers = deque[float](maxlen=500)  # when the newest came, to know the pace when there was none

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes._pipes import inherited, pipe, widen
+from mllm_pipe.waiting import aside
 
 GRACE_S = 1.0  # between TERM and KILL
 MAX_OUTPUT = 64 << 20  # bytes; more than that is no answer, and no line that the next command would take
@@ -87,12 +88,25 @@ def run(
     """Runs a program with `stdin` as its input, and calls `on_bytes` with each piece of its stdout, b"" at the end.
 
     The call is over when the program is; what it left running in its group is killed. left: seconds until the
-    deadline, raising CallFailed("timeout") when it has passed. cwd: None is ours. Works in any thread.
+    deadline, raising CallFailed("timeout") when it has passed. cwd: None is ours. Works in any thread; `left` and
+    `on_bytes` may be called in another, while the caller waits.
     CallFailed "missing" if it cannot be started, "malformed" if it writes more than MAX_OUTPUT. On any exception,
     from here, from `left` or from `on_bytes`, the group is gone before it goes up: TERM, GRACE_S, KILL; KILL on Enough.
     """
     if (program := find(argv[0], env.get("PATH"))) is None:
         raise CallFailed("missing", f"{argv[0]}: no such program on PATH; install it or fix PATH", billed="no")
+    return aside(lambda: _run(argv, program, stdin, env, cwd, left, on_bytes))
+
+
+def _run(
+    argv: Sequence[str],
+    program: str,
+    stdin: bytes,
+    env: Mapping[str, str],
+    cwd: str | None,
+    left: Callable[[], float],
+    on_bytes: Callable[[bytes], None],
+) -> Exit:
     command = [program, *argv[1:]]
     if cwd is not None:
         # posix_spawn has no working directory; sh also sets PWD, which some programs believe.

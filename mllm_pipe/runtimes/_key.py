@@ -16,6 +16,7 @@ from typing import Any
 
 from mllm_pipe import keys
 from mllm_pipe.errors import CallFailed
+from mllm_pipe.waiting import aside
 
 COMMAND_S = 60.0  # a person may have to touch a sensor
 HIDDEN = "***"  # in place of a key that only a command knows, where nothing is sent
@@ -72,16 +73,20 @@ _asking = Lock()
 
 def _printed_by(command: tuple[str, ...], io: Any) -> str:
     """The one line that a key command prints. It is asked once, be it that it fails."""
+    found = _printed.get(command) or aside(lambda: _asked_once(command, io))
+    if isinstance(found, CallFailed):
+        raise CallFailed("auth", f"key_command {os.path.basename(command[0])}: {found}", billed="no")
+    return found
+
+
+def _asked_once(command: tuple[str, ...], io: Any) -> str | CallFailed:
     with _asking:
         if command not in _printed:
             try:
                 _printed[command] = _ask(command, io)
             except CallFailed as failed:
                 _printed[command] = failed
-        found = _printed[command]
-    if isinstance(found, CallFailed):
-        raise CallFailed("auth", f"key_command {os.path.basename(command[0])}: {found}", billed="no")
-    return found
+        return _printed[command]
 
 
 def _ask(command: tuple[str, ...], io: Any) -> str:

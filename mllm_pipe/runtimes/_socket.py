@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late
+from mllm_pipe.waiting import READ, WRITE, aside, ready
 
 NAME_S = 10.0  # for so long the name service is not asked again
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # macOS has none
@@ -22,8 +23,7 @@ Address = tuple[Any, ...]  # family, type, protocol, name, address: as socket.ge
 class Connection:
     """A socket with a peer.
 
-    One with a timeout asks the kernel three times to send once: how it is set, whether it is ready, and to do it. With
-    a hundred threads each of these is a wait for the interpreter's lock: they took a fifth of the time of a call.
+    One with a timeout asks the kernel three times to send once: how it is set, whether it is ready, and to do it.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -31,7 +31,7 @@ class Connection:
 
     def read(self, most: int, timeout: float) -> bytes:
         """What there is, b"" at the end. Late if nothing comes for so long, Broken."""
-        _await(self.sock, select.POLLIN, timeout)
+        _await(self.sock, READ, timeout)
         try:
             return self.sock.recv(most)
         except OSError as error:
@@ -44,12 +44,19 @@ class Connection:
             try:
                 left = left[self.sock.send(left) :]
             except BlockingIOError:
-                _await(self.sock, select.POLLOUT, timeout)
+                _await(self.sock, WRITE, timeout)
             except OSError as error:
                 raise Broken(error.strerror) from None
 
     def close(self) -> None:
+        """Free it."""
         self.sock.close()
+
+    def has_news(self) -> bool:
+        """True if there is something to read, be it the end: of one that rests, it cannot be used again."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 def connected(address: Address, timeout: float) -> Connection:
@@ -67,7 +74,7 @@ def connected(address: Address, timeout: float) -> Connection:
         if failure == errno.EINPROGRESS:
             failure = 0
             if not _is_there(sock):
-                _await(sock, select.POLLOUT, timeout)
+                _await(sock, WRITE, timeout)
                 failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure:
             raise Broken(os.strerror(failure))
@@ -86,9 +93,7 @@ def _is_there(sock: socket.socket) -> bool:
 
 
 def _await(sock: socket.socket, event: int, timeout: float) -> None:
-    poll = select.poll()
-    poll.register(sock, event)
-    if not poll.poll(timeout * 1000):
+    if not ready(sock, event, timeout):
         raise Late("timed out")
 
 
@@ -115,7 +120,7 @@ def _addresses(host: str, port: int) -> list[Any]:
     now = time.monotonic()
     said, at = _names.get((host, port), ([], -NAME_S))
     if now - at >= NAME_S:
-        said = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        said = aside(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         _names[host, port] = said, now
     return said
 

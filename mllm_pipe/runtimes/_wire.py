@@ -9,7 +9,7 @@ known (RFC 9110, 9.2.2), so it counts as unknown, may be billed, and is not sent
 there: over http each call has a connection of its own, which costs little, and over https, where it costs a handshake,
 a connection is used again only if it has rested for less than KEEP_S and the server has not closed it.
 
-Each thread has its own pool over one shared TLS context: one shared by all threads is searched at every request, and
+Each worker has its own pool over one shared TLS context: one shared by all of them is searched at every request, and
 a new context for each request costs 19 ms of CPU (encode/httpx #3215).
 """
 
@@ -19,6 +19,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import httpcore
@@ -26,7 +27,8 @@ import httpcore
 from mllm_pipe.runtimes import _endpoint
 from mllm_pipe.runtimes._answer import Answer
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
-from mllm_pipe.runtimes._socket import Address, reached
+from mllm_pipe.runtimes._socket import Connection, connected, reached
+from mllm_pipe.runtimes._tls import Secured
 
 if TYPE_CHECKING:
     import ssl
@@ -48,23 +50,19 @@ def _named() -> Iterator[None]:
 
 
 class Timed(httpcore.NetworkStream):
-    """A stream whose every wait obeys the clock of the call that its way is used for."""
+    """A stream whose every wait obeys the clock of the call that its way is used for.
 
-    held: bytes
+    httpcore's own waits in a way that holds up all who share the thread.
+    """
 
-    def __init__(self, inner: httpcore.NetworkStream, way: Way) -> None:
+    def __init__(self, inner: Connection | Secured, way: Way) -> None:
         self.inner, self.way = inner, way
         self.held = b""  # the head of a request, which goes out with what follows it, in one packet
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self._send(b"")
         clock = self.way.clock
-
-        def read(seconds: float) -> bytes:
-            with _named():
-                return self.inner.read(max_bytes, seconds)
-
-        data: bytes = clock.wait(clock.limit(), read)
+        data: bytes = clock.wait(clock.limit(), lambda seconds: self.inner.read(max_bytes, seconds))
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -87,13 +85,17 @@ class Timed(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         limit = min(CONNECT_S, self.way.clock.io.left())
-        return Timed(self.inner.start_tls(ssl_context, server_hostname, limit), self.way)
+        try:
+            return Timed(Secured(self.inner, ssl_context, server_hostname, limit), self.way)
+        except BaseException:
+            self.close()
+            raise
 
     def get_extra_info(self, info: str) -> Any:
-        return self.inner.get_extra_info(info)
+        return self.inner.has_news() if info == "is_readable" else None
 
 
-class Backend(httpcore.SyncBackend):
+class Backend(httpcore.NetworkBackend):
     """Makes the connections of a way."""
 
     def __init__(self, way: Way) -> None:
@@ -107,17 +109,11 @@ class Backend(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        connect = super().connect_tcp
-
-        def by_name(address: Address, limit: float) -> httpcore.NetworkStream:
-            with _named():
-                return connect(str(address[4][0]), port, limit)
-
-        return Timed(reached(host, port, self.way.clock, by_name), self.way)
+        return Timed(reached(host, port, self.way.clock, connected), self.way)
 
 
 class Way:
-    """A thread's way to a host: a pool of connections."""
+    """A worker's way to a host: a pool of connections."""
 
     clock: Clock
 
@@ -169,29 +165,35 @@ class Pooled(Answer):
 
 _shared: dict[str, Any] = {}  # the TLS context of a scheme, made once
 _once = threading.Lock()
-_own = threading.local()
 
 
-class _Life:
-    """Ends with its thread."""
+class _Own:
+    """The ways of a worker, which end with it."""
+
+    def __init__(self) -> None:
+        self.ways: dict[Any, Way] = {}
+        weakref.finalize(self, _close, self.ways)  # or with the process
 
 
-def _close(ways: dict[Any, Any]) -> None:
+def _close(ways: dict[Any, Way]) -> None:
     for way in ways.values():
         way.close()
 
 
+_own: ContextVar[_Own] = ContextVar("own")  # each thread and each greenlet has a context of its own
+
+
 def way(scheme: str, proxy: str | None) -> Any:
-    """This thread's way for a scheme, through a proxy if one is named."""
+    """This worker's way for a scheme, through a proxy if one is named."""
     with _once:
         if scheme not in _shared:
             _shared[scheme] = _certificates() if scheme == "https" else None
-    if not hasattr(_own, "ways"):
-        _own.ways, _own.life = {}, _Life()
-        weakref.finalize(_own.life, _close, _own.ways)  # when the thread ends, or the process
-    if (scheme, proxy) not in _own.ways:
-        _own.ways[scheme, proxy] = Way(_shared[scheme], proxy)
-    return _own.ways[scheme, proxy]
+    own = _own.get(None)
+    if own is None:
+        _own.set(own := _Own())
+    if (scheme, proxy) not in own.ways:
+        own.ways[scheme, proxy] = Way(_shared[scheme], proxy)
+    return own.ways[scheme, proxy]
 
 
 def _certificates() -> ssl.SSLContext:

@@ -1,0 +1,208 @@
+"""Laws of calls that share a thread: each goes on until it waits, and none is held up by what another waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+from loopback.play import Play
+
+from mllm_pipe import waiting
+from mllm_pipe.calling.loop import FEW, Loop, Queue
+
+
+@contextlib.contextmanager
+def running():
+    """A loop in a thread of its own, which has ended after the block."""
+    loop = Loop()
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    yield loop
+    loop.end()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def done_by(*works):
+    """What the calls give or raise, all begun at once."""
+    results = {}
+    with running() as loop:
+        for number, work in enumerate(works):
+
+            def one(number=number, work=work):
+                with waiting.Taken() as taken:
+                    results[number] = work()
+                if taken.error:
+                    results[number] = taken.error
+
+            loop.start(one)
+    return [results[number] for number in range(len(works))]
+
+
+def test_all_calls_are_in_one_thread_and_go_on_in_the_order_in_which_their_waits_end():
+    order, threads = [], set()
+
+    def after(seconds):
+        waiting.sleep(seconds)
+        order.append(seconds)
+        threads.add(threading.get_ident())
+
+    done_by(*(lambda seconds=seconds: after(seconds) for seconds in (0.3, 0.1, 0.2, 0.0)))
+    assert order == [0.0, 0.1, 0.2, 0.3] and len(threads) == 1
+
+
+def test_who_waits_for_a_socket_lets_the_others_go_on():
+    here, there = socket.socketpair()
+    with here, there:
+
+        def reads():
+            assert not waiting.ready(here, waiting.READ, 0.05), "nothing is there yet"
+            assert waiting.ready(here, waiting.READ, 20)
+            return here.recv(10)
+
+        def writes():
+            waiting.sleep(0.2)
+            assert waiting.ready(there, waiting.WRITE, 20)
+            return there.send(b"word")
+
+        assert done_by(reads, writes) == [b"word", 4]
+    assert not waiting.shared()
+
+
+def test_what_blocks_steps_aside():
+    """As a name service does, and a program that is started."""
+    other = threading.Event()
+
+    def blocks():
+        return waiting.aside(lambda: other.wait(20) and threading.get_ident())
+
+    def frees():
+        other.set()
+        return threading.get_ident()
+
+    aside, ours = done_by(blocks, frees)
+    assert aside and aside != ours
+
+
+def test_what_is_raised_comes_to_who_asked_and_to_nobody_else():
+    def fails():
+        return waiting.aside(lambda: 1 / 0)
+
+    first, second = done_by(fails, lambda: "fine")
+    assert isinstance(first, ZeroDivisionError) and second == "fine"
+
+
+def test_a_map_begins_all_at_once_and_raises_when_all_have_ended():
+    ended = []
+
+    def one(number):
+        waiting.sleep(0.1 * number)
+        ended.append(number)
+        if number == 1:
+            raise ValueError("one")
+        return number * 10
+
+    assert done_by(lambda: waiting.each(one, [0, 2, 3])) == [[0, 20, 30]]
+    ended.clear()
+    (failure,) = done_by(lambda: waiting.each(one, [3, 1, 2]))
+    assert isinstance(failure, ValueError) and ended == [1, 2, 3]
+
+
+def test_news_reach_who_waits_whether_a_call_or_a_thread_has_them():
+    changed, there = waiting.Changed(), []
+
+    def waits():
+        with changed:
+            while not there:
+                assert changed.wait(20)
+        return there[0]
+
+    def tells():
+        waiting.sleep(0.05)
+        with changed:
+            there.append("news")
+            changed.notify_all()
+
+    def late():
+        with changed:
+            return changed.wait(0.05)
+
+    assert done_by(waits, waits, tells)[:2] == ["news", "news"]
+    there.clear()
+    thread = threading.Thread(target=tells)
+    thread.start()
+    assert done_by(waits) == ["news"] and done_by(late) == [False] and not changed.waits
+    thread.join()
+
+
+def test_what_other_threads_put_is_taken_once_in_its_order():
+    taken = []
+    with running() as loop:
+        queue = Queue(loop)
+
+        def takes():
+            while (item := queue.get()) is not None:
+                taken.append(item)
+                if item % 7 == 0:
+                    waiting.sleep(0.001)
+
+        for _ in range(3):
+            loop.start(takes)
+        for item in range(5000):
+            queue.put(item)
+        for _ in range(3):
+            queue.put(None)
+    assert sorted(taken) == list(range(5000))
+
+
+def test_limits_that_were_not_met_are_forgotten():
+    here, there = socket.socketpair()
+    with here, there:
+        there.send(b"x")
+        with running() as loop:
+            loop.start(lambda: [waiting.ready(here, waiting.READ, 600) for _ in range(3 * FEW)])
+    assert len(loop.limits) <= FEW + 2
+
+
+def test_programs_in_flight_are_at_once(sh, work, batch):
+    """Each says something when all eight are there."""
+    batch(8)
+    (work / "bot").write_text('touch "here.$$"; until [ "$(ls here.* | wc -l)" = 8 ]; do sleep 0.01; done; echo yes\n')
+    assert sh("timeout 20 dispatch -j 8 --to 'exec:sh bot' < in | grep -c '\"content\":\"yes\"'") == (0, "8\n", "")
+
+
+def test_who_are_asked_the_same_are_asked_at_once_in_flight(sh, batch):
+    batch(3)
+    there = threading.Barrier(6)  # three threads, two agents
+
+    def play(number, text):
+        there.wait(20)
+        return 200, {}, "yes"
+
+    with Play(play) as server:
+        ran = sh(f"OPENAI_BASE_URL={server.url} OPENAI_API_KEY=k dispatch -q -j 3 --to openai-chat:a --to openai-chat:b < in"
+                 " | grep -c '\"content\":\"yes\"'")  # fmt: skip
+    assert ran == (0, "6\n", "")
+
+
+def test_calls_to_a_server_share_a_thread(sh, batch):
+    batch(60)
+    there, free = threading.Barrier(61), threading.Event()
+
+    def play(number, text):
+        there.wait(20)
+        free.wait(20)
+        return 200, {}, "yes"
+
+    def looks():
+        there.wait(20)
+        free.set()
+
+    with Play(play) as server:
+        watcher = threading.Thread(target=looks)
+        watcher.start()
+        line = f"dispatch -q -j 60 --to openai-chat:m --base-url {server.url} < in > out & pid=$!; "
+        ran = sh(line + "while sed -n 's/^Threads:\t//p' /proc/$pid/status; do sleep 0.01; done 2>/dev/null | sort -n | tail -n 1")
+        watcher.join()
+    assert ran.status == 0 and int(ran.out) <= 4, "who writes, who reads, the calls, and for a moment a name service"
