@@ -16,7 +16,7 @@ from mllm_pipe.times import LONGEST_S
 Target = dict[str, Any]
 Agent = dict[str, Any]
 
-_NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None, "file": None}
+_NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None, "entry": None, "file": None}
 _UNSET: Target = {"model": None, "base_url": None, "key_env": None, "key_command": None, "key_name": None,
                   "pass_env": (), "max_tokens": None, "cwd": None, "allow": None}
 KEYLESS = ("echo", "exec", "replay", "opencode")  # what `mllm keys` keeps no key for
@@ -26,7 +26,10 @@ def slot(agent: Agent, response: Target, name: str) -> Target | None:
     """The target of an agent's slot; one that is not set is the response slot. None for what is no configured agent."""
     if agent["models"] is None:
         return None
-    return seen_from_file(find(agent["models"][name])[0], agent["file"]) if name in agent["models"] else response
+    if name not in agent["models"]:
+        return response
+    found, _ = named_at(("agents", agent["entry"], "models", name), agent["models"][name])
+    return seen_from_file(found, agent["file"])
 
 
 def evaluator_of(message: Record) -> Target | None:
@@ -49,10 +52,12 @@ def configured_agent(name: str) -> tuple[Target, Agent]:
     slots = configured.get("models", {})
     if "runtime" not in configured and "response" not in slots:
         raise Usage(f"{where(configuration, 'agents', name)}: agents.{name}: runtime is missing")
-    target = _runtime_of(name, slots.get("response") or configured["runtime"], configuration)
-    said = {key: configured.get(key) for key in ("system", "instruction")}
+    said_by = ("models", "response") if slots.get("response") else ("runtime",)
+    target = _runtime_of(("agents", name, *said_by), slots.get("response") or configured["runtime"], configuration)
+    said: Agent = {key: configured.get(key) for key in ("system", "instruction")}
     file = source_of(configuration, "agents", name).path
-    return _UNSET | {"spec": name} | target, _NOBODY | said | {"name": name, "models": slots, "file": file}
+    said |= {"name": name, "models": slots, "entry": name, "file": file}
+    return _UNSET | {"spec": name} | target, _NOBODY | said
 
 
 def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, Agent]:
@@ -60,8 +65,8 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
 
     SPEC is RUNTIME, RUNTIME:MODEL or RUNTIME/MODEL, exec:COMMAND, replay:FILE, or an agent or runtime named in
     mllm.toml. `flags` (base_url, key_env, pass_env, max_tokens) win over the configuration when they are set.
-    The agent is {"name", "system", "instruction", "models": its slots, "file": where they are configured}, with None
-    where nothing is configured.
+    The agent is {"name", "system", "instruction", "models": its slots, "entry", "file": where they are configured},
+    with None where nothing is configured.
     Usage if the name is unknown.
     """
     agent: Agent = dict(_NOBODY)
@@ -87,6 +92,16 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
     if model:
         target["model"] = model
     return target, agent
+
+
+def named_at(keys: tuple[str, ...], spec: str, **flags: Any) -> tuple[Target, Agent]:
+    """As `find`, of a SPEC that mllm.toml has at these keys. Usage, with file and line, if it names nobody."""
+    try:
+        return find(spec, **flags)
+    except Usage as wrong:
+        section, name, *more = keys
+        at = where(read_configuration(), section, name, *more)
+        raise Usage(f"{at}: {'.'.join(keys)} names nobody: {wrong}") from None
 
 
 def parted(spec: str) -> tuple[str, str]:
@@ -128,15 +143,17 @@ def _named(name: str) -> tuple[Target, Agent]:
     raise Usage(f"{name!r} is no runtime or agent{nearest(name, everything)}; mllm doctor lists what is usable here")
 
 
-def _runtime_of(agent: str, spec: str, configuration: Configuration) -> Target:
-    """The target of an agent. A runtime may bear the name of an agent; an agent is no runtime of another."""
+def _runtime_of(keys: tuple[str, ...], spec: str, configuration: Configuration) -> Target:
+    """The target of an agent, by the SPEC that mllm.toml has at these keys. A runtime may bear the name of an agent; an
+    agent is no runtime of another."""
     name, model = parted(spec)
+    section, agent, *more = keys
     if name in configuration["runtimes"]:
         return _named_runtime(name, configuration)[0] | ({"model": model} if model else {})
     if name in (*builtin(), *presets(), "command"):
-        return seen_from_file(find(spec)[0], source_of(configuration, "agents", agent).path)
+        return seen_from_file(named_at(keys, spec)[0], source_of(configuration, section, agent).path)
     known = [*builtin(), *presets(), *configuration["runtimes"]]
-    at = where(configuration, "agents", agent, "runtime")
+    at = where(configuration, section, agent, *more)
     raise Usage(f"{at}: agents.{agent}: {name!r} is no runtime{nearest(name, known)}; say [runtimes.{name}]")
 
 

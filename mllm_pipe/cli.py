@@ -131,6 +131,8 @@ def _defect(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 # -- what flags and names are read as
 
+MOST_TOKENS = 10**9  # of an answer; no model comes near, and JSON has a number for it
+
 # By command, what may be given an empty text: a system text, which then adds nothing, and PROMPT and TEXT, with FILE
 # where --new makes it TEXT, which have an answer of their own to it. Of a KEY VALUE, VALUE may be empty.
 MAY_BE_EMPTY = {"dispatch": {"prompt", "system"}, "group": {"prompt"}, "thread-append": {"file", "system", "text"}}
@@ -241,7 +243,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         option("--key-env", callback=_variable, metavar="NAME",
                help="The environment variable that holds the key; an exec: program sees it."),
         option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
-        option("--max-tokens", type=click.IntRange(1), metavar="N",
+        option("--max-tokens", type=click.IntRange(1, MOST_TOKENS), metavar="N",
                help="Longest answer; codex and exec: programs take no notice."),
         option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
                help="Where an agent program works (default: an empty directory)."),

@@ -181,13 +181,13 @@ def _check(source: Source) -> None:
         if not isinstance(entries, dict):
             raise wrong(f"is no table; say [{section}{'.NAME' if section in ENTRIES else ''}]", section)
         for name, entry in entries.items():
+            if unfit := _unfit(entry, (section, name)):
+                raise wrong(unfit[1], *unfit[0])
             if section in PLAIN:
                 _check_entry({name: entry}, PLAIN[section], wrong, (section,))
                 continue
             if not isinstance(entry, dict):
                 raise wrong(f"is no table; say [{section}.NAME]", section, name)
-            if _has_nul(entry):
-                raise wrong("has a NUL in it, which no program or path can have", section, name)
             if section != "groups" and (mark := re.search(r"[:/\s]", name)):
                 raise wrong(f"has {mark[0]!r} in its name, which names no {section[:-1]}", section, name)
             if section in ("agents", "runtimes"):
@@ -207,10 +207,16 @@ def _check_name(section: str, name: str, entry: dict[str, Any], wrong: Wrong) ->
         raise wrong(there_are, "runtimes", name, "kind")
 
 
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, (dict, list)):
-        return any(map(_has_nul, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str) and "\0" in value
+def _unfit(value: Any, at: Keys) -> tuple[Keys, str] | None:
+    """Where in a value is what nobody could take, whatever it is for, and why; None if nowhere."""
+    if len(at) > 2 * DEEPEST:
+        return at[:4], "is nested too deeply"
+    if isinstance(value, str) and "\0" in value:
+        return at, "has a NUL in it, which no program or path can have"
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:  # TOML has no others, but tomllib takes them
+        return at, "is beyond 64 bits"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next(filter(None, (_unfit(one, (*at, key)) for key, one in inner)), None)
 
 
 def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> None:
@@ -243,7 +249,10 @@ def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> No
 def entry_in(path: str, section: str) -> Source:
     """A file of its own with what may stand in an entry of the section, as [routers.NAME]. Usage as for mllm.toml."""
     source = _parsed("file", path, _bytes(path))
-    _check_entry(source.tables, ENTRIES[section], fault_in(source), ())
+    wrong = fault_in(source)
+    if unfit := _unfit(source.tables, ()):
+        raise wrong(unfit[1], *unfit[0])
+    _check_entry(source.tables, ENTRIES[section], wrong, ())
     return source
 
 

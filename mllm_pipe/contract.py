@@ -12,12 +12,10 @@ from typing import Any
 import orjson
 
 from mllm_pipe.bounded import Late, possible, within
-from mllm_pipe.envelope import MAX_DEPTH, depth
+from mllm_pipe.envelope import DEEPEST, depth
 from mllm_pipe.errors import CallFailed, Usage
 
 Schema = dict[str, Any]
-
-DEEPEST = MAX_DEPTH - 8  # of a value: a record has it some levels deeper
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _SEARCHED = (b'"pattern', b'"uniqueItems"')  # keywords that can take far longer than the value is long

@@ -21,6 +21,7 @@ Record = dict[str, Any]
 SCHEMA_PATH = os.path.join(os.path.dirname(__file__), "schemas", "envelope.schema.json")
 CONTROL = ("begin", "handoff", "end")
 MAX_DEPTH = 128  # orjson reads 1024 levels and writes 254; what we accept we can write, with room for our own nesting
+DEEPEST = MAX_DEPTH - 8  # of a value that a record, a line of the journal or a request has some levels deeper
 
 
 # -- ids and times

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.envelope import DEEPEST, depth
 from mllm_pipe.errors import Failure, Usage
 from mllm_pipe.terminal import note
 
@@ -269,6 +270,8 @@ def fit(options: Json, api: str, row: Row | None) -> tuple[Json, list[Json]]:
 def _checked(name: str, given: Any, api: str) -> Any:
     """The value of an option, of its kind. Usage if it is not."""
     if name not in _KINDS:
+        if api == "openai-chat" and depth(given) > DEEPEST:
+            raise Usage(f"option {name}: it is nested deeper than {DEEPEST} levels")
         if api == "openai-chat":
             return given
         from mllm_pipe.configuration import nearest
@@ -284,7 +287,8 @@ def _checked(name: str, given: Any, api: str) -> Any:
     if name == "effort" and given is False:
         given = "none"
     number = type(given) in (int, float) and math.isfinite(given)
-    if kind is _WHOLE and number and given == int(given) and (given > 0 or name == "seed"):
+    whole = kind is _WHOLE and number and abs(given) < 1 << 63 and given == int(given)
+    if whole and (given > 0 or name == "seed"):
         return int(given)
     if kind is _NUMBER and number or name == "service_tier" and isinstance(given, str) and given:
         return given

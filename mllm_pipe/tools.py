@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mllm_pipe.envelope import Record, new_id, timestamp
+from mllm_pipe.envelope import DEEPEST, Record, depth, new_id, timestamp
 from mllm_pipe.errors import Usage
 from mllm_pipe.files import whole
 from mllm_pipe.lineage import in_group
@@ -48,6 +48,8 @@ def _tool(declared: Any, path: str) -> Tool:
         raise Usage(f"--tool {path}: a tool wants a name without blanks (a plain JSON Schema: a title)")
     if schema is not None and not isinstance(schema, dict):
         raise Usage(f"--tool {path}: the parameters of {name} are no JSON Schema")
+    if depth(schema) > DEEPEST:
+        raise Usage(f"--tool {path}: the parameters of {name} are nested deeper than {DEEPEST} levels")
     return {"name": name, "description": str(declared.get("description") or ""),
             "parameters": schema or {"type": "object", "properties": {}}}  # fmt: skip
 

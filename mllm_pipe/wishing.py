@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from mllm_pipe import configuration
-from mllm_pipe.agents import Agent, Target, configured_agent, find, slot, usable_here
+from mllm_pipe.agents import Agent, Target, configured_agent, find, named_at, slot, usable_here
 from mllm_pipe.calling.patience import Patience
 from mllm_pipe.calling.span import Io
 from mllm_pipe.errors import Usage
@@ -48,7 +48,8 @@ class Wishes:
         self.named = []
         self.configuration = configuration.read()
         default = self.configuration["defaults"].get("to")
-        self.default = self._to(*find(default, **_of_target(flags))) if default else None
+        given = _of_target(flags)
+        self.default = self._to(*named_at(("defaults", "to"), default, **given)) if default else None
         if not default and not self.configuration["routers"]:
             raise Usage(_nobody())
 

@@ -193,7 +193,7 @@ def test_a_slot_is_a_target_of_its_own_and_unset_ones_are_the_response_slot(sh, 
 @pytest.mark.parametrize(("text", "why"), [
     ("[defaults]\nto = 1", ":2: defaults.to is not a text"), ('[defaults]\nto = ["echo"]', ":2: defaults.to is not a text"),
     ('[runtimes.a]\nkind = "command"\ncommand = ["cat\\u0000"]',
-     ":1: runtimes.a has a NUL in it, which no program or path can have"),
+     ":3: runtimes.a.command.0 has a NUL in it, which no program or path can have"),
     ('[runtimes.a]\nkind = "replay"', ":1: runtimes.a: path is missing"),
     ('[runtimes.a]\nkind = "replay"\npath = 0', ":3: runtimes.a.path is not a text"),
     ('[runtimes.a]\nkind = "command"\ncommand = "cat"\npass_env = "KEY"', ":4: runtimes.a.pass_env is not a list of texts"),
@@ -252,3 +252,39 @@ def test_the_folder_of_runtimes_is_listed_once_for_many_of_them(sh, work):
     (work / "look").write_text(LISTED)
     ran = sh("python -c \"$(cat look)\" config 2>&1 >/dev/null | grep -c 'mllm_pipe/runtimes$'", MLLM_CONFIG="mllm.toml")
     assert ran == (0, "1\n", "")
+
+
+RUNS = '[agents.a]\nruntime = "echo"\n'
+NOBODY = "'nope' is no runtime or agent; did you mean openai?; mllm doctor lists what is usable here"
+
+
+@pytest.mark.parametrize(("text", "line", "said"), [
+    ('[agents.a]\nruntime = "exec:"\n', "dispatch --to a --new x",
+     ":2: agents.a.runtime names nobody: exec: no command; say 'exec:PROGRAM ARGUMENTS'"),
+    ("[agents.a]\n\nruntime = \"exec:echo '\"\n", "dispatch --to a --new x", ":3: agents.a.runtime names nobody: exec:echo ': No closing quotation"),
+    ('[agents.a]\nruntime = "replay:"\n', "dispatch --to a --new x", ":2: agents.a.runtime names nobody: replay: no file; say replay:FILE"),
+    (f'{RUNS}models = {{ response = "nope" }}\n', "dispatch --to a --new x", ":3: agents.a: 'nope' is no runtime; did you mean openai?; say [runtimes.nope]"),
+    (f'{RUNS}models = {{ response = "exec:" }}\n', "dispatch --to a --new x",
+     ":3: agents.a.models.response names nobody: exec: no command; say 'exec:PROGRAM ARGUMENTS'"),
+    (f'{RUNS}[agents.a.models]\nsummarizer = "nope"\n', "dispatch --to a --as b --new x", f":4: agents.a.models.summarizer names nobody: {NOBODY}"),
+    ('\n[defaults]\nto = "nope"\n', "dispatch --new x", f":3: defaults.to names nobody: {NOBODY}"),
+    (f'{RUNS}[routers.r]\nchildren = ["a"]\nruntime = "nope"\n', "route < t", f":5: routers.r.runtime names nobody: {NOBODY}"),
+    (f'{RUNS}[routers.r]\nchildren = ["a"]\n[routers.r.models]\nrouter = "nope"\n', "route < t", f":6: routers.r.models.router names nobody: {NOBODY}"),
+    (f'{RUNS}[routers.r]\nchildren = ["a"]\nruntime = "nope"\n', "route r --rules rules < t", f":5: routers.r.runtime names nobody: {NOBODY}"),
+    (f"{RUNS}[runtimes.b]\nkind = 'echo'\nprofile.{'x.' * 3000}x = 1\n", "dispatch --to a --new x", ":3: runtimes.b.profile.x is nested too deeply"),
+    (f"{RUNS}[runtimes.b]\nkind = 'echo'\nmax_tokens = 9223372036854775808\n", "dispatch --to a --new x", ":5: runtimes.b.max_tokens is beyond 64 bits"),
+    ("[runtimes.b]\nkind = 'echo'\noptions = { seed = -9223372036854775809 }\n", "mllm config", ":3: runtimes.b.options.seed is beyond 64 bits"),
+    ("[budget]\n\nday_tokens = 9223372036854775808\n", "mllm config", ":3: budget.day_tokens is beyond 64 bits"),
+])  # fmt: skip
+def test_whatever_is_wrong_in_the_file_is_told_with_its_line(sh, user, work, text, line, said):
+    file = user(text)
+    (work / "t").write_text('{"v":1,"type":"message","thread":"t","id":"m","role":"user","content":"hi"}\n')
+    (work / "rules").write_text('[[rules]]\nkeywords = "x"\ntarget = "a"\n')
+    assert sh(line) == (2, "", f"{line.split()[0]}: {file}{said}\n")
+
+
+def test_an_evaluator_that_is_nobody_is_told_with_its_line_and_fails_the_thread(sh, user):
+    file = user(f'{RUNS}models = {{ evaluator = "nope" }}\n')
+    ran = sh("dispatch --to a --new x | judge --rubric correctness | thread-append out > /dev/null; exit ${PIPESTATUS[1]}")
+    said = ran.err.partition("judge: thread ")[2].partition(": ")[2]
+    assert (ran.status, said.splitlines()[0]) == (2, f"{file}:3: agents.a.models.evaluator names nobody: {NOBODY}")

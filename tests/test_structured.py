@@ -435,10 +435,14 @@ def test_what_a_program_is_not_sent_is_listed_and_strict_refuses_it(sh, work):
     ("-o temperature hot", "option temperature: 'hot' is not a number"),
     ("-o seed 1.5", "option seed: 1.5 is not a whole number"),
     ("-o max_tokens 0", "option max_tokens: 0 is not a whole number"),
+    ("-o top_k 9223372036854775808", "option top_k: 9223372036854775808 is not a whole number"),
+    ("--tool deep", "--tool deep: the parameters of x are nested deeper than 120 levels"),
+    ("--max-tokens 1000000001", "Invalid value for '--max-tokens': 1000000001 is not in the range 1<=x<=1000000000; see dispatch --help"),
 ])  # fmt: skip
 def test_a_wrong_option_is_told_once_before_anything_is_asked(sh, home, work, options, err):
     """Of fallbacks too, and before stdin is read: a thread that was sent is one too many."""
     (work / "t").write_text("".join(f'{{"role":"user","content":"{n}"}}\n' for n in range(3)))
+    (work / "deep").write_text('{"name":"x","parameters":' + '{"not":' * 120 + "{}" + "}" * 121)
     for target in ("--to anthropic/m", "--to echo --fallback anthropic/m", "--to echo --to anthropic/m"):
         ran = sh(f"dispatch {target} {options} < t")
         assert (ran.status, ran.out, ran.err) == (2, "", f"dispatch: {err}\n")
@@ -450,3 +454,11 @@ def test_a_schema_asks_what_it_says_and_no_more(sh, work, schema):
     for value in ("5", "null", '{"a":5}'):
         (work / "said").write_text(value)
         assert sh(f"dispatch -q --to 'exec:cat said' --schema '{schema}' --new x --text") == (0, f"{value}\n", "")
+
+
+def test_an_option_that_no_request_could_hold_is_told_before_anything_is_asked(sh, home):
+    """An option that only some server knows is passed on, whatever it is."""
+    line = "dispatch --to openai-chat/m --base-url http://127.0.0.1:9 --new x --dry-run -o far"
+    said = "jq -c .body.far"
+    assert sh(f"{line} '{'[' * 120 + ']' * 120}' | {said}") == (0, "[" * 120 + "]" * 120 + "\n", "")
+    assert sh(f"{line} '{'[' * 121 + ']' * 121}'") == (2, "", "dispatch: option far: it is nested deeper than 120 levels\n")

@@ -51,7 +51,12 @@ def _find(name: str | None, file: str | None) -> Router:
     if not file:
         return router
     own = configuration.entry_in(file, "routers")
-    return _made(name, found["routers"][name] | own.tables, configuration.fault_in(own), file, found)
+    own_fault = configuration.fault_in(own)
+
+    def wrong_in_either(why: str, *keys: str | int) -> Usage:
+        return (own_fault if keys[0] in own.tables else wrong)(why, *keys)
+
+    return _made(name, found["routers"][name] | own.tables, wrong_in_either, file, found)
 
 
 def _only(found: Configuration) -> str:
@@ -83,18 +88,23 @@ def _made(name: str, entry: dict[str, Any], wrong: Wrong, path: str, found: Conf
         "children": {child: agents[child].get("description", "") for child in children},
         "default": entry.get("default"),
         "min_confidence": entry.get("min_confidence", MIN_CONFIDENCE),
-        "target": _target(name, entry, path, found),
+        "target": _target(name, entry, wrong, path, found),
         "rules": Rules(rules, children, wrong, os.path.dirname(path)),
     }  # fmt: skip
 
 
-def _target(name: str, entry: dict[str, Any], path: str, found: Configuration | None) -> Target | None:
+def _target(name: str, entry: dict[str, Any], wrong: Wrong, path: str, found: Configuration | None) -> Target | None:
     """Who is asked where no rule matches: the router slot; unset, the response slot. A router is an agent of its own,
     and where an agent bears its name, what is unset is that agent's. None if nothing is set: then nobody is asked."""
     slots = entry.get("models", {})
-    spec = slots.get("router") or slots.get("response") or entry.get("runtime")
-    if spec:
-        return seen_from_file(find(spec)[0], path)
+    ways = {("models", "router"): slots.get("router"), ("models", "response"): slots.get("response"),
+            ("runtime",): entry.get("runtime")}  # fmt: skip
+    for keys, spec in ways.items():
+        if spec:
+            try:
+                return seen_from_file(find(spec)[0], path)
+            except Usage as nobody:
+                raise wrong(f"names nobody: {nobody}", *keys) from None
     if found and name in found["agents"]:
         response, agent = configured_agent(name)
         return slot(agent, response, "router")

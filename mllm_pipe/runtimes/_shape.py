@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mllm_pipe.envelope import MAX_DEPTH, depth, holds
+from mllm_pipe.envelope import DEEPEST, depth, holds
 from mllm_pipe.errors import CallFailed
 
 Json = dict[str, Any]
 
 ODD = "the answer has an unknown shape"
 ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError)  # of a reader that trusts JSON
-_DEEPEST = MAX_DEPTH - 8  # of a part: records, lists of parts and lines of the journal are around it
 _LONGEST = 1 << 20  # characters of an answer that nothing could be made of
 
 
@@ -34,7 +33,7 @@ def unread(text: str) -> Json:
 
 def kept(value: Any) -> Json:
     """The part for a JSON value that no reader could make anything of."""
-    if depth(value) <= _DEEPEST:
+    if depth(value) <= DEEPEST:
         return {"type": "opaque", "raw": value}
     return unread(_deep(value))
 
@@ -96,7 +95,7 @@ def _holds(result: Json) -> bool:
     span = {"type": "span", "op": "dispatch", "status": "ok", "started_at": "2026-01-01T00:00:00Z", "duration_ms": 0}
     told = {name: result.get(name) for name in ("model", "usage", "cost_usd", "cost_source")}
     spans = [span | told, *(span | step for step in result.get("iterations") or ())]
-    return all(depth(part) <= _DEEPEST for part in parts) and all(holds(same | one) for one in (answer, *spans))
+    return all(depth(part) <= DEEPEST for part in parts) and all(holds(same | one) for one in (answer, *spans))
 
 
 def heard(call: Callable[..., Json], *arguments: Any) -> Json:

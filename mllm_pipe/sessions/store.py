@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from mllm_pipe.envelope import MAX_DEPTH, depth, timestamp
+from mllm_pipe.envelope import DEEPEST, depth, timestamp
 from mllm_pipe.errors import Missing, WriteFailed
 from mllm_pipe.files import whole
 from mllm_pipe.lines import MAX_LINE, Lines, Long
@@ -27,7 +27,6 @@ class Held(NamedTuple):
     size: int
 
 
-DEPTH = MAX_DEPTH - 8  # a record puts what it has of a line a few levels deeper
 BOM = b"\xef\xbb\xbf"  # an editor's mark at the head of a file
 HEAD = 1 << 16  # bytes in which a session says where it was held
 
@@ -87,7 +86,7 @@ def says_first(path: str, field: str, inside: str = "") -> str | None:
 
 def _too_deep(value: Json, line: bytes) -> bool:
     """True for what would be nested deeper in a record than one may be."""
-    return line.count(b"[") + line.count(b"{") > DEPTH and depth(value) > DEPTH
+    return line.count(b"[") + line.count(b"{") > DEEPEST and depth(value) > DEEPEST
 
 
 class Reader:
