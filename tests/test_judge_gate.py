@@ -120,6 +120,19 @@ def test_a_junit_file_that_cannot_be_written_is_told(sh, work, where, status, er
     assert (ran.status, ran.err) == (status, f"judge: {err}\n")
 
 
+@pytest.mark.parametrize(("line", "name"), [
+    ("judge --check contains:b --junit in < in", "stdin"), ("judge --check contains:b --junit ./link < in", "stdin"),
+    ("judge --check contains:b --junit out --format json < in > out", "stdout"),
+])  # fmt: skip
+def test_a_junit_file_takes_the_place_of_no_other(sh, work, line, name):
+    threads(work, "abc")
+    (work / "link").symlink_to("in")
+    before = (work / "in").read_bytes()
+    file = line.split("--junit ")[1].split()[0]
+    assert sh(line) == (2, "", f"judge: --junit {file} is also {name}, which would be lost\n")
+    assert (work / "in").read_bytes() == before
+
+
 def test_what_got_worse_since_the_baseline_is_listed(sh, work):
     threads(work, "abc", "abc", "xyz", "abc")
     assert sh("judge -q --check contains:b < in > old").status == 1

@@ -32,6 +32,10 @@ class Gate:
         self.before = _before(baseline) if baseline else None
         if self.junit and not os.path.isdir(os.path.dirname(self.junit) or "."):
             raise Usage(f"--junit {self.junit}: there is no such directory")
+        if self.junit and os.path.isfile(self.junit):
+            for descriptor, name in enumerate(("stdin", "stdout")):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.junit)):
+                    raise Usage(f"--junit {self.junit} is also {name}, which would be lost")
         self.looked_at = form == "text" or (kind_of(2) == "terminal" and not os.environ.get("CI"))
         self.wanted = self.looked_at or form == "json" or any(
             one is not None for one in (self.labels, self.before, self.least, self.junit))  # fmt: skip
