@@ -52,8 +52,8 @@ def configured_agent(name: str) -> tuple[Target, Agent]:
     slots = configured.get("models", {})
     if "runtime" not in configured and "response" not in slots:
         raise Usage(f"{where(configuration, 'agents', name)}: agents.{name}: runtime is missing")
-    said_by = ("models", "response") if slots.get("response") else ("runtime",)
-    target = _runtime_of(("agents", name, *said_by), slots.get("response") or configured["runtime"], configuration)
+    said_by = ("models", "response") if "response" in slots else ("runtime",)
+    target = _runtime_of(("agents", name, *said_by), slots.get("response", configured.get("runtime")), configuration)
     said: Agent = {key: configured.get(key) for key in ("system", "instruction")}
     file = source_of(configuration, "agents", name).path
     said |= {"name": name, "models": slots, "entry": name, "file": file}
@@ -154,7 +154,8 @@ def _runtime_of(keys: tuple[str, ...], spec: str, configuration: Configuration) 
         return seen_from_file(named_at(keys, spec)[0], source_of(configuration, section, agent).path)
     known = [*builtin(), *presets(), *configuration["runtimes"]]
     at = where(configuration, section, agent, *more)
-    raise Usage(f"{at}: agents.{agent}: {name!r} is no runtime{nearest(name, known)}; say [runtimes.{name}]")
+    way = f"; say [runtimes.{name}]" if name else ""
+    raise Usage(f"{at}: agents.{agent}: {name!r} is no runtime{nearest(name, known)}{way}")
 
 
 def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Agent]:

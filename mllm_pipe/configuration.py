@@ -158,7 +158,7 @@ def _parsed(origin: str, path: str, content: bytes) -> Source:
     import tomllib
 
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # an editor may have put a mark there
         return Source(origin, path, text, tomllib.loads(text))
     except UnicodeDecodeError:
         raise Usage(f"{path}: no UTF-8 text") from None

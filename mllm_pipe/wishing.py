@@ -49,8 +49,8 @@ class Wishes:
         self.configuration = configuration.read()
         default = self.configuration["defaults"].get("to")
         given = _of_target(flags)
-        self.default = self._to(*named_at(("defaults", "to"), default, **given)) if default else None
-        if not default and not self.configuration["routers"]:
+        self.default = None if default is None else self._to(*named_at(("defaults", "to"), default, **given))
+        if not self.default and not self.configuration["routers"]:
             raise Usage(_nobody())
 
     @property

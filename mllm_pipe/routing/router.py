@@ -100,7 +100,7 @@ def _target(name: str, entry: dict[str, Any], wrong: Wrong, path: str, found: Co
     ways = {("models", "router"): slots.get("router"), ("models", "response"): slots.get("response"),
             ("runtime",): entry.get("runtime")}  # fmt: skip
     for keys, spec in ways.items():
-        if spec:
+        if spec is not None:
             try:
                 return seen_from_file(find(spec)[0], path)
             except Usage as nobody:
