@@ -329,6 +329,20 @@ def test_a_key_that_is_refused_is_not_shown_to_the_server_a_thousand_times(sh, b
     assert "left alone after 5 failures in a row, the last: " in ran.err
 
 
+def test_a_pace_that_was_too_much_once_is_not_rushed_at_again():
+    """Where each second 429 came within two seconds of the one before, the pace was doubled each second for ever."""
+    gate = Gate()
+    gate.leave(gate.enter(True), "rate_limit", "slow down")
+    for _ in range(20):  # answers to what was asked before
+        gate.leave(0.0, "", "")
+    assert gate.pace == 21.0
+    gate.leave(gate.enter(True), "rate_limit", "slow down")
+    assert gate.pace == 10.5
+    for _ in range(10):
+        gate.leave(0.0, "", "")
+    assert gate.pace == pytest.approx(12.5), "a fifth of one for each answer"
+
+
 def test_only_the_call_that_tries_a_target_again_ends_the_try():
     gate = Gate()
     entered = [gate.enter(True) for _ in range(FAULTS + 2)]

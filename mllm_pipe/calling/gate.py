@@ -104,11 +104,11 @@ class Gate:
         if self.pace is None:
             recent = [moment for moment in self.answers if moment > now - 1]
             self.pace = max(float(len(recent)), 1.0)
-        elif now - self.cut_at > SETTLED_S:
-            self.too_much = self.pace
-            self.pace = max(self.pace * CUT, SLOWEST)
-        else:  # what came before is still counted against us, so this pace may have been right
-            self.pace = max(self.pace * CUT_AGAIN, SLOWEST)
+        else:
+            settled = now - self.cut_at > SETTLED_S  # else what came before may be what is counted against us
+            if settled or self.too_much == float("inf"):  # and be it so, the slow start is over
+                self.too_much = self.pace
+            self.pace = max(self.pace * (CUT if settled else CUT_AGAIN), SLOWEST)
         self.cut_at = now
         self.next_at = max(self.next_at, now)
 
