@@ -163,7 +163,8 @@ def _parsed(origin: str, path: str, content: bytes) -> Source:
     except UnicodeDecodeError:
         raise Usage(f"{path}: no UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        raise Usage(f"{path}: {error}") from None
+        at = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", str(error), re.DOTALL)
+        raise Usage(f"{path}:{at[2]}: {at[1]} ({at[3]})" if at else f"{path}: {error}") from None
     except RecursionError:
         raise Usage(f"{path} is nested too deeply") from None
 

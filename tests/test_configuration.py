@@ -153,7 +153,7 @@ def test_secrets_are_masked(sh, user):
          ":3: agents.echo has the name of a runtime that is built in and cannot be redefined; give it another name"),
         ("[agents]\ngroq = { runtime = 'echo' }\n",
          ":2: agents.groq has the name of a runtime that is built in and cannot be redefined; give it another name"),
-        ("[agents.a]\n[agents.b\n", ": Expected ']' at the end of a table declaration (at line 2, column 10)"),
+        ("[agents.a]\n[agents.b\n", ":2: Expected ']' at the end of a table declaration (column 10)"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_file_and_line_and_the_nearest_name(sh, user, text, said):
