@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
+import time
 
 from loopback.play import Play
 
@@ -68,6 +71,38 @@ def test_who_waits_for_a_socket_lets_the_others_go_on():
 
         assert done_by(reads, writes) == [b"word", 4]
     assert not waiting.shared()
+
+
+def test_what_came_while_another_call_was_busy_is_not_late():
+    (here, there), (heard, told) = socket.socketpair(), socket.socketpair()
+    with here, there, heard, told:
+        told.send(b"!")
+
+        def busy():
+            assert waiting.ready(heard, waiting.READ, 20)
+            there.send(b"word")
+            time.sleep(0.3)  # as to look through a long answer takes
+
+        assert done_by(lambda: waiting.ready(here, waiting.READ, 0.1), busy) == [True, None]
+
+
+def test_what_came_while_the_command_was_stopped_is_not_late(sh, work, batch):
+    batch(5)
+    there, stopped = threading.Barrier(5), threading.Event()
+
+    def play(number, text):
+        if there.wait(20) == 0:
+            command = int((work / "pid").read_text())
+            os.kill(command, signal.SIGSTOP)
+            threading.Timer(2.0, os.kill, (command, signal.SIGCONT)).start()
+            stopped.set()
+        stopped.wait(20)
+        return 200, {}, "yes"
+
+    with Play(play) as server:
+        line = "dispatch -q -j 5 --max-retries 0 --first-token 1.5 --to openai-chat:m"
+        ran = sh(f"{line} --base-url {server.url} < in > out & echo $! > pid; wait $! && grep -c '\"content\":\"yes\"' out")
+    assert ran == (0, "5\n", "")
 
 
 def test_what_blocks_steps_aside():

@@ -163,6 +163,24 @@ def test_one_that_rests_has_news_when_the_other_side_has_closed_it(certificate):
         connection.close()
 
 
+def test_why_a_request_is_not_read_to_its_end_is_heard(sh, work, certificate):
+    why = b'{"error":{"message":"too big"}}'
+    refusal = b"HTTP/1.1 413 No\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(why)
+
+    def handle(connection):
+        with serving(certificate).wrap_socket(connection, True) as secure:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += secure.recv(1 << 10)
+            secure.sendall(refusal + why)
+
+    (work / "long").write_text("a word " * (2 << 20))
+    with listening(handle) as port:
+        ran = sh(f"thread-append --new @long | dispatch --to openai-chat/m --base-url https://127.0.0.1:{port} > out",
+                 SSL_CERT_FILE=str(certificate))  # fmt: skip
+    assert ran.status == 3 and "413 too big" in ran.err, ran.err
+
+
 def relay(connection, port):
     """What a proxy does once it is connected; in one thread, as TLS is not to be read and written by two."""
     with socket.create_connection(("127.0.0.1", port)) as other:

@@ -96,6 +96,7 @@ class Loop:
                 self.due.popleft()()
             if self.over and not self.alive:
                 return
+            now = time.monotonic()  # late is who was so before we look: we may have been stopped, or busy, meanwhile
             self.asleep = True
             events = self.selector.select(0 if self.due else self._patience())
             self.asleep = False
@@ -104,7 +105,6 @@ class Loop:
                     self.go_on(key.data, True)
                 else:
                     self.ear.recv(1 << 12)
-            now = time.monotonic()
             while self.limits and (self.limits[0][0] <= now or not self.limits[0][2].who):
                 self.go_on(heappop(self.limits)[2], False)
 

@@ -68,8 +68,13 @@ class Timed(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer.endswith(b"\r\n\r\n") and not self.held:
             self.held = buffer
-        else:
+            return
+        try:
             self._send(buffer)
+        except Late:
+            raise
+        except Broken as error:  # httpcore reads on: it may have said why before it closed, as to what is too large
+            raise httpcore.WriteError(str(error)) from None
 
     def _send(self, more: bytes) -> None:
         buffer = self.held + more
