@@ -15,6 +15,7 @@ from contextlib import suppress
 from mllm_pipe.envelope import line_of
 from mllm_pipe.errors import Usage, WriteFailed
 from mllm_pipe.lines import blank, named_thread, parse, torn_record
+from mllm_pipe.waiting import aside
 
 
 class Appender:
@@ -81,7 +82,7 @@ class Appender:
                 if self.make_folder:
                     os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
                 self._open()
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            _lock(self.descriptor)
             try:
                 if os.path.samestat(os.fstat(self.descriptor), os.stat(self.path)):
                     return
@@ -122,6 +123,13 @@ class Appender:
         if blank(fragment) or not parse(fragment)[1]:
             return b"\n"  # whole but for its newline
         return b"\n" + line_of(torn_record(fragment, named_thread(fragment) or thread))
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # who has it may be stopped, or prune
+        aside(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX))
 
 
 def read_new(appender: Appender, offset: int, take: Callable[[bytes], None]) -> int:

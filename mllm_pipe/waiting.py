@@ -139,6 +139,24 @@ class Changed(threading.Condition):
             loop.wake(wait)
 
 
+class Turn:
+    """A lock that a call may hold while it waits."""
+
+    def __init__(self) -> None:
+        self.free, self.taken = Changed(), False
+
+    def __enter__(self) -> None:
+        with self.free:
+            while self.taken:
+                self.free.wait()
+            self.taken = True
+
+    def __exit__(self, *_: object) -> None:
+        with self.free:
+            self.taken = False
+            self.free.notify_all()
+
+
 class Wait:
     """One wait of one call in a loop, over once `who` is None."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -169,6 +170,28 @@ def test_a_journal_that_is_full_loses_no_answer_that_was_asked_for(sh, work, hom
     kept = (home / ".local/state/mllm-pipe/journal.jsonl").read_text() + (work / "out").read_text()
     answers = set(re.findall(r'"content":"answer to ([0-9]+)\.', kept))
     assert 4 <= server.count < 40 and len(answers) == server.count
+
+
+def test_who_keeps_the_lock_of_the_journal_keeps_no_answer_from_being_read(sh, home, batch):
+    """As another command does that was stopped while it wrote. The answers are longer than what is read at once."""
+    batch(5)
+    there, locked = threading.Barrier(5), threading.Event()
+
+    def play(number, text):
+        first = there.wait(20) == 0
+        if first:
+            descriptor = os.open(home / ".local/state/mllm-pipe/journal.jsonl", os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            threading.Timer(3.0, os.close, (descriptor,)).start()
+            locked.set()
+        locked.wait(20)
+        time.sleep(0.0 if first else 0.3)
+        return 200, {}, "yes " * 100_000
+
+    with Play(play) as server:
+        line = "dispatch -q -j 5 --max-retries 0 --timeout 2 --to openai-chat:m"
+        ran = sh(f"{line} --base-url {server.url} < in | grep -c '\"content\":\"yes yes'")
+    assert ran == (0, "5\n", "")
 
 
 def test_a_defect_in_a_worker_is_told_as_one(sh, batch):

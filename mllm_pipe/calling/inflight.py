@@ -16,6 +16,7 @@ from mllm_pipe.envelope import Record, new_id, timestamp
 from mllm_pipe.errors import CallFailed, WriteFailed
 from mllm_pipe.reader import watch_reader
 from mllm_pipe.signals import held
+from mllm_pipe.waiting import Changed
 
 Sent = tuple[dict[str, Any], dict[str, Any], Io, str, list[Record]]  # target, about, io, key, attempts
 live: dict[str, Sent] = {}  # calls that were sent and are not settled, by id
@@ -26,7 +27,7 @@ class _Settling:
     """How many settle something now: many at once, and none any more once it is over."""
 
     def __init__(self) -> None:
-        self.changed, self.count, self.over = threading.Condition(), 0, False
+        self.changed, self.count, self.over = Changed(), 0, False
 
     def __enter__(self) -> None:
         with self.changed:

@@ -31,6 +31,7 @@ from mllm_pipe.errors import Missing, Usage, WriteFailed
 from mllm_pipe.lines import digest
 from mllm_pipe.signals import held
 from mllm_pipe.storage import Appender
+from mllm_pipe.waiting import Turn
 
 _OPTIONS_OF_TARGET = ("runtime", "kind", "model", "argv", "path", "base_url", "max_tokens")
 # Only where they are set: made elsewhere, or allowed more, it is another answer.
@@ -185,7 +186,7 @@ def _written(lines: list[_Line], admit: Callable[[Appender], bool] | None = None
 _waiting: list[_Line] = []  # who adds to it waits for `_writing`; who holds that takes from it
 _open: list[Appender] = []  # for the whole process
 _unwritten: list[str] = []  # why outcomes of this process are not in the journal
-_writing = Lock()
+_writing = Turn()
 
 
 def _appender() -> Appender:
