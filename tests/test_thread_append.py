@@ -219,6 +219,17 @@ def test_an_answer_is_shown_once_at_a_terminal_whoever_stands_between(sh, work, 
     assert (ran.status, ran.out.replace("\r\n", "\n"), ran.err) == (0, "hello\n", "")
 
 
+@pytest.mark.parametrize("line", [
+    "dispatch --text --to exec:cat --new hello > out", "dispatch --format text --to exec:cat --new hello | cat > out",
+    "dispatch --to exec:cat --new hello | thread-append --format text t > out",
+    "dispatch --to exec:cat --new hello | thread-append --format text t | cat > out",
+])  # fmt: skip
+def test_text_that_goes_elsewhere_than_to_the_terminal_has_the_answer_whether_or_not_it_was_seen(sh, work, line):
+    (work / "line").write_text(line)
+    ran = sh(f'{AT_TERMINAL} "$(cat line)"; cat out >&2')
+    assert (ran.status, ran.out.replace("\r\n", "\n"), ran.err) == (0, "hello\n", "hello\n")
+
+
 def test_twenty_pipes_at_once_on_one_file(sh, work):
     line = "thread-append t.jsonl --thread $i \"q $i\" | dispatch --to echo | thread-append t.jsonl >/dev/null"
     assert sh(f"for i in $(seq 20); do {line} & done; wait") == (0, "", "")

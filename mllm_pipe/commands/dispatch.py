@@ -100,9 +100,9 @@ def command(prompt: str | None, jobs: int, unordered: bool, new: bool, text: boo
                 outcome.fail(failure.status)
         outcome.said_no = outcome.said_no or thread.status == "no"
         answers = [record for record in done.made if record.get("role") == "assistant"]
-        if answers and shown:
+        if answers and shown == 2:
             thread.shown = answers[-1]["id"]
-        elif answers and as_text:
+        if answers and as_text and shown != 1:
             show(told(answers, not wishes.alone))
         sink.thread(thread, done.made, thread.status if done.whole else "failed")
         progress.done(done.made, done.whole)

@@ -168,7 +168,7 @@ def _extend_stream(source: Source, messages: list[Record], sink: Sink, outcome: 
 def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, complete: Completer,
            loose: list[Record]) -> str:  # fmt: skip
     """| FILE: store what FILE lacks, thread by thread, and hand the threads on; the newest answer's text, "" if it was
-    seen as it came."""
+    seen as it came where it would stand."""
     answer = ""
     for thread in source.threads():
         for record in loose:
@@ -179,7 +179,7 @@ def _store(source: Source, store: ThreadFile, sink: Sink, outcome: Outcome, comp
             store.add_loose_locked(loose)
         for record in added:
             if record["type"] == "message" and record["role"] == "assistant":
-                answer = text_of(record["content"]) if record["id"] != thread.shown else ""
+                answer = "" if sink.terminal and record["id"] == thread.shown else text_of(record["content"])
         # bare messages came without the thread that they extend: what goes on is the whole of it
         _hand_on(thread, store.whole(thread.id) if extended else thread, sink, outcome)
     for record in loose:
