@@ -125,9 +125,10 @@ def test_a_stage_that_is_not_there_is_told_before_any_is_started(sh, work):
     assert not (work / "fired").exists()
 
 
-def test_a_stage_whose_name_no_program_can_have_is_not_there(sh, work):
+def test_a_stage_whose_name_no_program_can_have_is_told_with_its_line(sh, work):
     (work / "nul.toml").write_text('stages = ["cat\\u0000x"]\n')
-    assert sh("group ./nul.toml Hi") == (69, "", "group: cat\\u0000x: no such program on PATH; install it or fix PATH\n")
+    assert sh("group ./nul.toml Hi") == (
+        2, "", "group: ./nul.toml:1: stages.0 has a NUL in it, which no program or path can have\n")
 
 
 def test_the_commands_are_those_of_this_installation(sh, work):
