@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import signal
 import socket
@@ -10,9 +11,11 @@ import threading
 import time
 
 from loopback.play import Play
+from test_http import Io, server, whole
 
 from mllm_pipe import waiting
 from mllm_pipe.calling.loop import FEW, Loop, Queue
+from mllm_pipe.runtimes import _http
 
 
 @contextlib.contextmanager
@@ -103,6 +106,23 @@ def test_what_came_while_the_command_was_stopped_is_not_late(sh, work, batch):
         line = "dispatch -q -j 5 --max-retries 0 --first-token 1.5 --to openai-chat:m"
         ran = sh(f"{line} --base-url {server.url} < in > out & echo $! > pid; wait $! && grep -c '\"content\":\"yes\"' out")
     assert ran == (0, "5\n", "")
+
+
+def test_a_short_answer_that_unzips_to_a_long_one_holds_nobody_up():
+    pieces, turns = [], []
+
+    def long(url):
+        pieces.extend(_http.post(url, {}, b"{}", Io(20)))
+
+    def other():
+        while sum(map(len, pieces)) < 60 << 20:
+            if pieces:
+                turns.append(len(pieces))
+            waiting.sleep(0)
+
+    with server(whole(gzip.compress(bytes(60 << 20)), more="content-encoding: gzip\r\n")) as (url, _):
+        done_by(lambda: long(url), other)
+    assert len(set(turns)) > 50
 
 
 def test_what_blocks_steps_aside():

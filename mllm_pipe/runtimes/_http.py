@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _endpoint, _faults
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
+from mllm_pipe.waiting import sleep
 
 if TYPE_CHECKING:
     from mllm_pipe.runtimes._answer import Answer
@@ -23,6 +24,7 @@ IDLE_S = 300.0  # a model may think for minutes between two events, vendors ping
 LINGER_S = 0.05
 MAX_DECODED = 256 << 20  # bytes of a whole answer once unzipped
 _MAX_ERROR_BODY = 64 << 10
+_AT_ONCE = 1 << 20  # bytes, once unzipped, after which others have a turn
 
 
 class Io(Protocol):
@@ -60,7 +62,7 @@ def post(
     place = _endpoint.checked(url, headers)
     clock = Clock(io, first_byte_s, idle_s)
     failure: CallFailed | None = None
-    size = 0
+    size, turn_at = 0, _AT_ONCE
     try:
         with closing(_asked(place, headers, body, clock)) as answer:
             clock.phase = "head"
@@ -77,6 +79,9 @@ def post(
                         clock.hear(piece)
                         yield piece
                         io.left()  # what is unzipped needs no more reading for a while
+                        if size > turn_at:
+                            turn_at = size + _AT_ONCE
+                            sleep(0)
                 except GeneratorExit:
                     if place.scheme == "https":
                         _drain(pieces, clock)
