@@ -1,4 +1,5 @@
-"""The calls of the journal's index, which has them in chunks of columns (mllm_pipe.tracing.schema)."""
+"""The calls of the journal's index, which has them in chunks of columns (mllm_pipe.tracing.schema): how a chunk is
+filled, and how they are read."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from orjson import dumps
 
 from mllm_pipe.tracing import schema
-from mllm_pipe.tracing.columns import NAMES, PLACE, unpacked
+from mllm_pipe.tracing.columns import NAMES, PLACE, Column, unpacked
 
 _KEPT = 16  # chunks are kept in memory
 _NULL = nan  # SQLite takes it for a null, which sqlite3 binds several times as slowly; JSON has none
@@ -25,6 +26,41 @@ class Call(NamedTuple):
     thread: str
     kind: int
     started_at: str
+
+
+class Chunk:
+    """The one that is being filled. Its columns are JSON from the first, in pieces: values that wait to be written are
+    out of the processor's cache by then."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.runs: set[str] = set()
+        self._offsets: list[int] = []  # the least of each piece
+        self._times: list[str] = []  # the first and the last of each
+        self._counts: list[int] = []  # of the calls in each
+        self._pieces: list[list[bytes | None]] = [[] for _ in NAMES]  # None has no values
+
+    def add(self, columns: Sequence[Column]) -> None:
+        """Add calls, of which there is one at least. columns: in the order of NAMES."""
+        began = columns[PLACE["started_at"]]
+        self._offsets.append(min(columns[PLACE["offset"]]))
+        self._times += min(began), max(began)
+        self._counts.append(len(began))
+        self.calls += len(began)
+        self.runs.update(columns[PLACE["run"]])
+        for pieces, column in zip(self._pieces, columns, strict=True):
+            empty = column[0] is None and column.count(None) == len(column)
+            pieces.append(None if empty else dumps(column)[1:-1])
+
+    def row(self) -> list[Any]:
+        """Its row in the table."""
+        return [min(self._offsets), self.calls, min(self._times), max(self._times), *map(self._whole, self._pieces)]
+
+    def _whole(self, pieces: list[bytes | None]) -> bytes | None:
+        if pieces.count(None) == len(pieces):
+            return None
+        return b"[%b]" % b",".join(b",".join([b"null"] * count) if piece is None else piece
+                                   for piece, count in zip(pieces, self._counts, strict=True))  # fmt: skip
 
 
 class Chunks:

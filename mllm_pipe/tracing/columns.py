@@ -85,11 +85,6 @@ def known(column: Column) -> Column:
     return column if not missing else () if missing == len(column) else [one for one in column if one is not None]
 
 
-def packed(column: list[Any]) -> bytes | None:
-    """A column as it is kept; None if it has no values."""
-    return dumps(column) if column[0] is not None or column.count(None) < len(column) else None
-
-
 def unpacked(kept: bytes | None, count: int) -> list[Any]:
     """A column as it was. ValueError if it is damaged."""
     try:

@@ -10,6 +10,7 @@ import gc
 import os
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from itertools import compress
 from operator import itemgetter
 from types import ModuleType
@@ -20,6 +21,7 @@ from orjson import JSONDecodeError, dumps, loads
 from mllm_pipe.envelope import Record, holds
 from mllm_pipe.lines import digest
 from mllm_pipe.tracing import journalled
+from mllm_pipe.tracing.chunks import Chunk
 from mllm_pipe.tracing.columns import (
     KIND,
     NAMES,
@@ -29,7 +31,6 @@ from mllm_pipe.tracing.columns import (
     Column,
     cells_of,
     known,
-    packed,
     unpacked,
 )
 from mllm_pipe.tracing.ledger import digits
@@ -61,9 +62,9 @@ class Filling:
         self.pending = {ident: (offset, length) for ident, offset, length in db.execute("select * from pending")}
         self.elsewhere: set[bytes] = set()  # calls that ended here, and began before the first line that was read
         self.descriptor = -1  # of the journal
-        self.chunk: list[list[Any]] = [[] for _ in NAMES]
+        self.columns: list[list[Any]] = [[] for _ in NAMES]  # of calls that are not yet in the chunk
+        self.chunk = Chunk()
         self.bulk = 0  # bytes of the spans in it
-        self.counted = 0  # of its calls: the last chunk of the index is filled up
         self.unsound = 0  # lines of calls that do not hold to the envelope: they are left out
         self.uncounted: list[list[Any]] = [[] for _ in _COUNTED]
         self.pace: dict[tuple[int, int], Counter[str]] = {}  # of each kind, and whether it is of first tokens
@@ -73,8 +74,8 @@ class Filling:
     def _resume(self) -> None:
         found = self.db.execute("select * from chunk order by n desc limit 1").fetchone()
         if found and found[1] < _CHUNK:
-            self.chunk = [unpacked(kept, found[1]) for kept in found[4:]]
-            self.counted = found[1]
+            self.chunk.add([unpacked(kept, found[1]) for kept in found[4:]])
+            self.chunk.runs.clear()  # they are known to be in it
             self.db.execute("delete from chunk where n = ?", found[:1])
 
     def read(self, descriptor: int, offset: int, end: int, parent: int = 0) -> int:
@@ -121,12 +122,13 @@ class Filling:
         if spans:
             self.bulk += sum(map(len, spans))
             self._take(spans, places)
-            if len(self.chunk[0]) >= _CHUNK or self.bulk > _BULKY:
+            self._pack()
+            if self.chunk.calls >= _CHUNK or self.bulk > _BULKY:
                 self._write()
         return at
 
     def _take(self, spans: list[bytes], places: list[tuple[int, int]]) -> None:
-        """Take spans into the chunk."""
+        """Take spans into the columns."""
         if not self.typed:
             for span, place in zip(spans, places, strict=True):
                 self._take_alone(span, place)
@@ -136,8 +138,8 @@ class Filling:
         except (ValueError, RecursionError):
             self._take_apart(spans, places, list(map(self.typed.is_usual, spans)))
             return
-        for column, more in zip(self.chunk, [*zip(*places, strict=True), *columns], strict=True):
-            column += more
+        self._pack()
+        self._add([*zip(*places, strict=True), *columns])
         if not _FINDERS.isdisjoint(ops):
             for op, span, place in zip(ops, spans, places, strict=True):
                 if op in _FINDERS:
@@ -158,7 +160,7 @@ class Filling:
             self._take(list(compress(spans, usual)), list(compress(places, usual)))
 
     def _take_alone(self, text: bytes, place: tuple[int, int]) -> None:
-        """Take a span into the chunk, whatever it is."""
+        """Take a span into the columns, whatever it is."""
         try:
             span = self._parsed(text, place)
             if span["type"] != "span":
@@ -167,7 +169,7 @@ class Filling:
         except NO_SPAN:
             self.unsound += 1
             return
-        for column, cell in zip(self.chunk, [*place, *cells], strict=True):
+        for column, cell in zip(self.columns, [*place, *cells], strict=True):
             column.append(cell)
         if span["op"] in _FINDERS:
             self._findings(span, place)
@@ -232,24 +234,28 @@ class Filling:
                      author.get("runtime"), author.get("model"), record.get("part")),
                 )  # fmt: skip
 
+    def _pack(self) -> None:
+        """Put what was taken span by span into the chunk."""
+        if self.columns[0]:
+            self._add(self.columns)
+            self.columns = [[] for _ in NAMES]
+
+    def _add(self, columns: Sequence[Column]) -> None:
+        """Put calls into the chunk, and what is counted of them aside, while the processor's cache has them."""
+        self.chunk.add(columns)
+        for counted, name in zip(self.uncounted, _COUNTED, strict=True):
+            counted += columns[PLACE[name]]
+        if len(self.uncounted[0]) >= _MANY:
+            self._count()
+
     def _write(self) -> None:
-        """Write the chunk, and count what is new in it."""
-        chunk, done = self.chunk, self.counted
-        if not chunk[0]:
-            return
-        first, began = min(chunk[0]), chunk[PLACE["started_at"]]
-        self.db.execute("insert into chunk values (" + ",".join("?" * (4 + len(NAMES))) + ")",
-                        (first, len(began), min(began), max(began), *map(packed, chunk)))  # fmt: skip
-        if len(began) > done:
-            runs = dumps(list(set(chunk[PLACE["run"]][done:])))
-            self.db.execute("insert into held select value, ? from json_each(?)", (first, runs))
-            for counted, name in zip(self.uncounted, _COUNTED, strict=True):
-                counted += chunk[PLACE[name]][done:] if done else chunk[PLACE[name]]
-            if len(self.uncounted[0]) >= _MANY:
-                self._count()
-        for column in chunk:
-            column.clear()
-        self.counted = self.bulk = 0
+        """Write the chunk."""
+        if self.chunk.calls:
+            row, runs = self.chunk.row(), dumps(list(self.chunk.runs))
+            self.db.execute(f"insert into chunk values ({','.join('?' * len(row))})", row)
+            self.db.execute("insert into held select value, ? from json_each(?)", (row[0], runs))
+            self.chunk = Chunk()
+            self.bulk = 0
 
     def _count(self) -> None:
         """Add calls to the sums of their kinds, and what they took to the times."""
