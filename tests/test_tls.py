@@ -181,6 +181,21 @@ def test_why_a_request_is_not_read_to_its_end_is_heard(sh, work, certificate):
     assert ran.status == 3 and "413 too big" in ran.err, ran.err
 
 
+def test_who_are_asked_the_same_use_their_connections_again(sh, batch, certificate):
+    batch(12)
+    ports = set()
+
+    def answer(connection, _):
+        ports.add(connection.getpeername()[1])
+        connection.sendall(CHUNKED)
+        return True
+
+    with server(answer, tls=serving(certificate)) as (url, _):
+        ran = sh("dispatch -q -j 2 --to openai-chat:a --to openai-chat:b < in | grep -c '\"content\":\"yes\"'",
+                 SSL_CERT_FILE=str(certificate), OPENAI_BASE_URL=url, OPENAI_API_KEY="k")  # fmt: skip
+    assert ran == (0, "24\n", "") and len(ports) <= 4
+
+
 def relay(connection, port):
     """What a proxy does once it is connected; in one thread, as TLS is not to be read and written by two."""
     with socket.create_connection(("127.0.0.1", port)) as other:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -36,6 +37,7 @@ class Loop:
         self.due: deque[Callable[[], None]] = deque()  # what other threads have for us to do
         self.limits: list[tuple[float, int, Wait]] = []  # when a wait ends at the latest, as a heap
         self.number = count()
+        self.rest: list[Context] = []  # of calls that have ended: with their connections, for those that begin
         self.alive, self.over, self.asleep = 0, False, False
 
     # for any thread
@@ -113,13 +115,17 @@ class Loop:
 
     def _start(self, work: Callable[[], None]) -> None:
         self.alive += 1
-        greenlet(partial(self._work, work)).switch()
+        context = self.rest.pop() if self.rest else Context()
+        call = greenlet(partial(self._work, work, context))
+        call.gr_context = context
+        call.switch()
 
-    def _work(self, work: Callable[[], None]) -> None:
+    def _work(self, work: Callable[[], None], context: Context) -> None:
         try:
             work()
         finally:
             self.alive -= 1
+            self.rest.append(context)
 
     def _end(self) -> None:
         self.over = True
