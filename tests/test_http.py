@@ -17,7 +17,7 @@ import orjson
 import pytest
 
 from mllm_pipe.errors import CallFailed, Usage
-from mllm_pipe.runtimes import _clock, _endpoint, _faults, _http, _socket, _wire
+from mllm_pipe.runtimes import _clock, _endpoint, _faults, _http, _socket
 
 KEY = "sk-test-1234567890abcdef"
 
@@ -171,7 +171,7 @@ def test_over_https_a_connection_is_used_again_while_it_has_not_rested_for_long(
 
     with server(answer, tls=tls) as (url, _):
         asked = '{"v":1,"type":"message","thread":"%s","id":"m","role":"user","content":"q"}\\n'
-        lines = f"printf '{asked}{asked}{asked}' A B C; sleep {_wire.KEEP_S + 2}; printf '{asked}' D"
+        lines = f"printf '{asked}{asked}{asked}' A B C; sleep {_socket.KEEP_S + 2}; printf '{asked}' D"
         ran = sh(f"({lines}) | dispatch -q --grouped --to openai-chat/m --base-url {url}", SSL_CERT_FILE=str(certificate))
     assert (ran.status, ran.err, ran.kinds().count("assistant")) == (0, "", 4)
     assert ports == [ports[0], ports[0], ports[2], ports[2]] and ports[0] != ports[2]  # C is asked when D is there

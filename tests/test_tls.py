@@ -10,7 +10,7 @@ import subprocess
 import threading
 
 import pytest
-from test_http import CHUNKED, server
+from test_http import CHUNK, CHUNKED, server
 
 from mllm_pipe.runtimes import _clock, _socket, _tls
 
@@ -194,6 +194,36 @@ def test_who_are_asked_the_same_use_their_connections_again(sh, batch, certifica
         ran = sh("dispatch -q -j 2 --to openai-chat:a --to openai-chat:b < in | grep -c '\"content\":\"yes\"'",
                  SSL_CERT_FILE=str(certificate), OPENAI_BASE_URL=url, OPENAI_API_KEY="k")  # fmt: skip
     assert ran == (0, "24\n", "") and len(ports) <= 4
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+SAID = b"content-length: %d\r\n\r\n%s" % (len(CHUNK), CHUNK)
+
+
+@pytest.mark.parametrize("answers, connections", [
+    ([OK + SAID, OK + SAID], 1),
+    ([CHUNKED, OK + SAID], 1),
+    ([b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\ncontent-length: 2\r\n\r\n{}", OK + SAID, OK + SAID], 1),
+    ([OK + b"connection: close\r\n" + SAID, OK + SAID], 2),
+    ([b"HTTP/1.0" + OK[8:] + SAID, OK + SAID], 2),
+    ([OK + SAID + OK, OK + SAID], 2),
+    ([OK + SAID + b"what is this", OK + SAID], 2),
+    ([CHUNKED + b"0\r\n\r\n", OK + SAID], 2),
+    ([CHUNKED.replace(b"chunked", b"chunked\r\ncontent-length: 7"), OK + SAID], 2),
+])  # fmt: skip
+def test_a_connection_is_used_again_after_a_whole_answer_that_nothing_stands_behind(sh, batch, certificate, answers, connections):
+    left, ports = list(answers), set()
+
+    def answer(connection, _):
+        ports.add(connection.getpeername()[1])
+        connection.sendall(left.pop(0))
+        return True
+
+    batch(2)
+    with server(answer, tls=serving(certificate)) as (url, _):
+        ran = sh(f"dispatch -q --max-retries 1 --to openai-chat/m --base-url {url} < in | grep -c '\"content\":\"yes\"'",
+                 SSL_CERT_FILE=str(certificate))  # fmt: skip
+    assert ran == (0, "2\n", "") and not left and len(ports) == connections
 
 
 def relay(connection, port):

@@ -1,6 +1,6 @@
 """The network: one request, its answer as bytes, its failures as CallFailed.
 
-_plain has the connections over http, _wire those over https and through proxies.
+_direct has the connections straight to a server, _proxied those through a proxy.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def post(
 
 def _asked(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Answer:
     proxy = _endpoint.proxy(place.scheme, place.host)
-    if place.scheme == "http" and not proxy:
-        from mllm_pipe.runtimes import _plain
+    if not proxy:
+        from mllm_pipe.runtimes import _direct
 
-        return _plain.ask(place, headers, body, clock)
-    from mllm_pipe.runtimes import _wire
+        return _direct.ask(place, headers, body, clock)
+    from mllm_pipe.runtimes import _proxied
 
-    answer: Answer = _wire.way(place.scheme, proxy).ask(place, headers, body, clock)
+    answer: Answer = _proxied.way(place.scheme, proxy).ask(place, headers, body, clock)
     return answer
 
 

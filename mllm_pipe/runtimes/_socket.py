@@ -13,6 +13,7 @@ from typing import Any
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late
 from mllm_pipe.waiting import READ, WRITE, aside, ready
 
+KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
 NAME_S = 10.0  # for so long the name service is not asked again
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # macOS has none
 _INFO = getattr(socket, "TCP_INFO", None)  # Linux; its first byte is the state

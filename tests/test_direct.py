@@ -12,7 +12,7 @@ import h11
 import pytest
 
 from mllm_pipe.errors import CallFailed
-from mllm_pipe.runtimes import _clock, _http, _plain, _socket
+from mllm_pipe.runtimes import _clock, _direct, _http, _socket
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -87,7 +87,7 @@ def ours(data, step):
     sending.start()
     clock = _clock.Clock(Io(), 5.0, 5.0)
     clock.sending()
-    answer = _plain.Parsed(_socket.Connection(near), clock)
+    answer = _direct.Parsed(_socket.Connection(near), clock)
     heard = []
     try:
         answer.take_head()
@@ -163,17 +163,19 @@ def test_a_request_that_is_refused_before_it_is_whole_is_told_why():
     assert (caught.value.http_status, caught.value.billed) == (413, "no")
 
 
-def test_over_plain_http_neither_tls_nor_what_does_it_is_loaded():
+@pytest.mark.parametrize("scheme, loaded", [("http", "[]"), ("https", "['ssl']")])
+def test_what_goes_straight_to_its_server_loads_no_more_than_it_needs(scheme, loaded):
     asks = """
 import sys
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.calling.span import Io
 from mllm_pipe.runtimes import _http
 try:
-    list(_http.post("http://127.0.0.1:1/v1", {}, b"", Io(5)))
+    list(_http.post("SCHEME://127.0.0.1:1/v1", {}, b"", Io(5)))
 except CallFailed as failure:
     print(failure, [name for name in ("httpx", "httpcore", "h11", "ssl", "certifi", "anyio") if name in sys.modules])
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    ran = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, env=environment, check=True)
-    assert (ran.stdout, ran.stderr) == ("127.0.0.1: Connection refused []\n", "")
+    code = asks.replace("SCHEME", scheme)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert (ran.stdout, ran.stderr) == (f"127.0.0.1: Connection refused {loaded}\n", "")

@@ -1,21 +1,15 @@
-"""The connections over https and through a proxy: httpcore. Loaded with the first such call, for it is slow.
+"""A call through a proxy: httpcore. Loaded with the first such call, for it is slow.
 
 Not httpx.Client: its cookies, redirects, hooks and authentication are what we do not want, and half of the processor
 time of a call. It has no deadline for a whole call, only one between bytes, so every single read is given what is left
 of ours: a server that sends a byte a second ends at the deadline, and nothing is left running.
 
-A server may close a connection that rests just as a request is on its way. Whether that was read before is not to be
-known (RFC 9110, 9.2.2), so it counts as unknown, may be billed, and is not sent again. What can be done is not to get
-there: over http each call has a connection of its own, which costs little, and over https, where it costs a handshake,
-a connection is used again only if it has rested for less than KEEP_S and the server has not closed it.
-
-Each worker has its own pool over one shared TLS context: one shared by all of them is searched at every request, and
-a new context for each request costs 19 ms of CPU (encode/httpx #3215).
+A connection over https is used again as in _direct. Each worker has its own pool, as one shared by all of them is
+searched at every request.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,13 +21,11 @@ import httpcore
 from mllm_pipe.runtimes import _endpoint
 from mllm_pipe.runtimes._answer import Answer
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
-from mllm_pipe.runtimes._socket import Connection, connected, reached
-from mllm_pipe.runtimes._tls import Secured
+from mllm_pipe.runtimes._socket import KEEP_S, Connection, connected, reached
+from mllm_pipe.runtimes._tls import Secured, trusted
 
 if TYPE_CHECKING:
     import ssl
-
-KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
 
 
 @contextmanager
@@ -122,13 +114,11 @@ class Way:
 
     clock: Clock
 
-    def __init__(self, tls: ssl.SSLContext | None, proxy: str | None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, proxy: str) -> None:
         self.usual = {} if tls else {"connection": "close"}
         kept: dict[str, Any] = {"ssl_context": tls, "network_backend": Backend(self), "keepalive_expiry": KEEP_S}
         self.pool: httpcore.ConnectionPool
-        if proxy is None:
-            self.pool = httpcore.ConnectionPool(**kept)
-        elif proxy.startswith("socks"):
+        if proxy.startswith("socks"):
             self.pool = httpcore.SOCKSProxy(proxy, **kept)
         else:
             import httpx
@@ -140,7 +130,7 @@ class Way:
         self.pool.close()
 
     def ask(self, place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Pooled:
-        """As in _plain. Refused by a proxy, too."""
+        """As in _direct. Refused by a proxy, too."""
         self.clock = clock
         to = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.path)
         sent = _endpoint.sent(place, headers, body) | self.usual
@@ -168,9 +158,6 @@ class Pooled(Answer):
         self.stream.close()
 
 
-_shared: dict[str, Any] = {}  # the TLS context of a scheme, made once
-_once = threading.Lock()
-
 
 class _Own:
     """The ways of a worker, which end with it."""
@@ -188,21 +175,11 @@ def _close(ways: dict[Any, Way]) -> None:
 _own: ContextVar[_Own] = ContextVar("own")  # each thread and each greenlet has a context of its own
 
 
-def way(scheme: str, proxy: str | None) -> Any:
-    """This worker's way for a scheme, through a proxy if one is named."""
-    with _once:
-        if scheme not in _shared:
-            _shared[scheme] = _certificates() if scheme == "https" else None
+def way(scheme: str, proxy: str) -> Any:
+    """This worker's way for a scheme, through a proxy."""
     own = _own.get(None)
     if own is None:
         _own.set(own := _Own())
     if (scheme, proxy) not in own.ways:
-        own.ways[scheme, proxy] = Way(_shared[scheme], proxy)
+        own.ways[scheme, proxy] = Way(trusted() if scheme == "https" else None, proxy)
     return own.ways[scheme, proxy]
-
-
-def _certificates() -> ssl.SSLContext:
-    """Whom to trust. Here, as to load httpx takes 50 ms, and to read them 20, and a local server needs neither."""
-    import httpx
-
-    return httpx.create_ssl_context()
