@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import socket
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 READ, WRITE = 1, 2  # as selectors has them
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+Given = ParamSpec("Given")
 
 here = threading.local()  # .loop: the one that this thread runs
 
@@ -64,6 +65,16 @@ def aside(work: Callable[[], Made]) -> Made:
     if taken.error:
         raise taken.error
     return made[0]
+
+
+def apart(work: Callable[Given, Made]) -> Callable[Given, Made]:
+    """The same function, done aside."""
+
+    @wraps(work)
+    def done(*given: Given.args, **named: Given.kwargs) -> Made:
+        return aside(partial(work, *given, **named))
+
+    return done
 
 
 def shared() -> bool:

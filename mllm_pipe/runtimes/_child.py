@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes._pipes import inherited, pipe, widen
-from mllm_pipe.waiting import aside
+from mllm_pipe.waiting import apart
 
 GRACE_S = 1.0  # between TERM and KILL
 MAX_OUTPUT = 64 << 20  # bytes; more than that is no answer, and no line that the next command would take
@@ -76,6 +76,7 @@ def last_line(text: str, secrets: Sequence[str] = ()) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
+@apart
 def run(
     argv: Sequence[str],
     *,
@@ -95,18 +96,6 @@ def run(
     """
     if (program := find(argv[0], env.get("PATH"))) is None:
         raise CallFailed("missing", f"{argv[0]}: no such program on PATH; install it or fix PATH", billed="no")
-    return aside(lambda: _run(argv, program, stdin, env, cwd, left, on_bytes))
-
-
-def _run(
-    argv: Sequence[str],
-    program: str,
-    stdin: bytes,
-    env: Mapping[str, str],
-    cwd: str | None,
-    left: Callable[[], float],
-    on_bytes: Callable[[bytes], None],
-) -> Exit:
     command = [program, *argv[1:]]
     if cwd is not None:
         # posix_spawn has no working directory; sh also sets PWD, which some programs believe.
