@@ -42,6 +42,7 @@ _BULKY = 1 << 26  # bytes of spans: such a chunk is not waited for
 _MANY = 5000  # calls are counted at once, which is less work; the dearest come to less than 64 bits
 _TAIL = 4096  # bytes before what was not read yet, by which the journal is known again
 _RECORDS = b'"records":[{'
+_QUOTE = ord('"')
 _NEXT = b'},{"v":1,"type":"'  # it cannot stand in a text, where a quote has its backslash
 _FINDERS = {"judge", "route"}  # ops whose outcomes have findings
 _COUNTED = ("kind", "cost", "duration_ms", "first_token_ms", *USAGE)
@@ -103,21 +104,23 @@ class Filling:
     def _lines(self, block: bytes, offset: int) -> int:
         """Take the whole lines of a block; how many bytes they are."""
         find, pending = block.find, self.pending
-        outcome, intent = journalled.OUTCOME, journalled.INTENT  # of 30 and of 29 bytes
+        outcome, intent = journalled.OUTCOME[:-1], journalled.INTENT  # of 29 bytes each
         spans, places, at = [], [], 0
         while (end := find(b"\n", at)) >= 0:
-            head = block[at : at + 30]
-            if head == outcome:
-                ident = block[at + 30 : find(b'"', at + 30)]
+            begin = at + 29
+            head = block[at:begin]
+            if head == intent:
+                pending[block[begin : find(b'"', begin)]] = offset + at, end - at
+            elif head == outcome and block[begin] == _QUOTE:
+                begin += 1
+                ident = block[begin : find(b'"', begin)]
                 if pending.pop(ident, None) is None:
                     self.elsewhere.add(ident)
-                start = find(_RECORDS, at + 30, end) + 11
+                start = find(_RECORDS, begin, end) + 11
                 if start > 10:
                     stop = find(_NEXT, start, end) + 1 or block.rfind(b"}]", start, end) + 1
                     spans.append(block[start:stop])
                     places.append((offset + at, end - at))
-            elif head[:29] == intent:
-                pending[block[at + 29 : find(b'"', at + 29)]] = offset + at, end - at
             at = end + 1
         if spans:
             self.bulk += sum(map(len, spans))
