@@ -104,6 +104,20 @@ def test_a_long_journal_is_found_to_say_what_a_short_one_says(sh, home):
     assert (many.status, many.err, many.out) == (0, few.err, few.out)
 
 
+def test_an_index_that_is_made_in_parts_says_what_one_in_one_piece_says(sh, home):
+    """Beyond 64 MiB there are several processes, where there are processors: calls may begin in one part and end in another."""
+    calls = [story(1).journal(), *map(unusual, range(len(UNUSUAL))), story(2).journal()]
+    begun, ended = zip(*(call.splitlines(keepends=True) for call in calls), strict=True)
+    left_out = list(UNSOUND.values())[1:]
+    lines = [*begun[:20], *left_out[:2], *ended[:5], *begun[20:], *ended[5:], *left_out[2:], story(3).journal()[:-9]]
+    journal = keep(home, b"".join(line + MANY for line in lines[:-1]) + lines[-1])
+    (home / "asked").write_text(f"{SUMS}; trace; trace --by runtime; trace --sql 'select * from spans order by id'; trace --handoffs\n")
+    in_parts = sh("sh ~/asked")
+    (journal.parent / "index.sqlite").unlink()
+    in_one = sh("taskset -c 0 sh ~/asked")
+    assert in_parts.status == 0 and len(in_parts.records) > len(UNUSUAL) and in_one == in_parts
+
+
 def test_msgspec_is_loaded_for_a_long_journal_alone(sh, home):
     for before, loaded in ((b"", "0\n"), (MANY, "1\n")):
         keep(home, before + story(1).journal())

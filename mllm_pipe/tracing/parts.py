@@ -1,21 +1,27 @@
 """The first index of a long journal is made in parts, each by a process of its own.
 
 The processes are copies of this one that parse, write a file of their part, and end: what is parallel about sqlite3 and
-orjson in Python is that much.
+orjson in Python is that much. A share of the journal is left, in small parts, for whoever is ready first: one processor
+is seldom as fast as another.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
 
 from mllm_pipe.forks import fork, kill, processors
 from mllm_pipe.tracing import schema
 from mllm_pipe.tracing.filling import Filling
 
-PART = 32 << 20  # bytes that are worth a process
-_PARTS = 4  # at most
+WORTH = 32 << 20  # bytes that are worth a process
+_PROCESSES = 4  # at most
+_LEFT, _SMALL = 8, 2  # one part in eight of the journal is left; in so many small ones for each process
 _BLOCK = 1 << 18
 
 
@@ -35,60 +41,88 @@ def connect(path: str) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=120, isolation_level=None)
 
 
+class Part(NamedTuple):
+    """A part of the journal, from a line to another, and the file that is made of it."""
+
+    path: str
+    begin: int
+    end: int
+
+    def make(self, descriptor: int, parent: int = 0) -> None:
+        """Make the file; parent: for which process, it is broken off if that has ended."""
+        db = made(self.path)
+        db.execute("create table elsewhere (id blob)")
+        db.execute("insert into meta values (0, 0, 0, '', 0, '', 0, 0, 0)")
+        db.execute("begin")
+        filling = Filling(db)
+        filling.store(filling.read(descriptor, self.begin, self.end, parent))
+        db.executemany("insert into elsewhere values (?)", [(ident,) for ident in filling.elsewhere])
+        db.execute("commit")
+        db.close()
+
+
 def fill(db: sqlite3.Connection, descriptor: int, path: str) -> None:
     """Fill new tables from the whole journal. path: of their file; parts are made beside it, unless it is in memory."""
-    ends = _ends(descriptor) if path != ":memory:" else [os.fstat(descriptor).st_size]
-    parts = [(f"{path}.{number}", begin, end) for number, (begin, end) in enumerate(zip(ends, ends[1:], strict=False))]
-    children = [_started(part, descriptor, begin, end) for part, begin, end in parts]
+    count = _processes(descriptor) if path != ":memory:" else 1
+    ends = _ends(descriptor, count)
+    parts = [Part(f"{path}.{number}", *part) for number, part in enumerate(zip(ends, ends[1:], strict=False))]
+    children: list[int] = []
+    numbers, given = os.pipe()  # of the parts that are left: who reads one, makes it
+    os.write(given, bytes(range(count - 1, len(parts))))
+    os.close(given)
+    left = (parts[number] for (number,) in iter(partial(os.read, numbers, 1), b""))
     try:
+        children += [_started(chain([part], left), descriptor) for part in parts[: count - 1]]
         filling = Filling(db)
         db.execute("begin")
         last = filling.read(descriptor, 0, ends[0])
         db.execute("commit")
-        for (part, _, end), child in zip(parts, list(children), strict=True):
+        for part in left:
+            part.make(descriptor)
+        for child in list(children):
             _, status = os.waitpid(child, 0)
             children.remove(child)
             if status:
-                raise sqlite3.OperationalError(f"{part} was not made")
-            filling.join(part)
-            last = end
+                raise sqlite3.OperationalError("a part of the index was not made")
+        for part in parts:
+            filling.join(part.path)
         if parts:  # a line that has no newline yet stays for later
             last = whole(descriptor, ends[-2], ends[-1])
         db.execute("begin")
         filling.store(last)
         db.execute("commit")
     finally:
+        os.close(numbers)
         for child in children:
             kill(child)
-        for part, _, _ in parts:
+        for part in parts:
             with suppress(FileNotFoundError):
-                os.unlink(part)
+                os.unlink(part.path)
 
 
-def _started(part: str, descriptor: int, begin: int, end: int) -> int:
-    """The id of a process that makes a part. It ends if this one does."""
+def _started(parts: Iterable[Part], descriptor: int) -> int:
+    """The id of a process that makes parts. It ends if this one does."""
     parent = os.getpid()
 
     def work() -> None:
-        db = made(part)
-        db.execute("create table elsewhere (id blob)")
-        db.execute("insert into meta values (0, 0, 0, '', 0, '', 0, 0, 0)")
-        db.execute("begin")
-        filling = Filling(db)
-        filling.store(filling.read(descriptor, begin, end, parent))
-        db.executemany("insert into elsewhere values (?)", [(ident,) for ident in filling.elsewhere])
-        db.execute("commit")
-        db.close()
+        for part in parts:
+            part.make(descriptor, parent)
 
     return fork(work)
 
 
-def _ends(descriptor: int) -> list[int]:
-    """Where the parts of the journal end, each after a whole line but the last."""
+def _processes(descriptor: int) -> int:
+    return max(min(processors(), os.fstat(descriptor).st_size // WORTH, _PROCESSES), 1)
+
+
+def _ends(descriptor: int, count: int) -> list[int]:
+    """Where the parts of the journal end, each after a whole line but the last: one a process, and what is left."""
     size = os.fstat(descriptor).st_size
-    count = max(min(processors(), size // PART, _PARTS), 1)
-    ends = [_next_line(descriptor, size * number // count) for number in range(1, count)]
-    return [*dict.fromkeys(ends), size]
+    if count == 1:
+        return [size]
+    large = [size * number * (_LEFT - 1) // (_LEFT * count) for number in range(1, count + 1)]
+    small = [large[-1] + (size - large[-1]) * number // (_SMALL * count) for number in range(1, _SMALL * count)]
+    return [*dict.fromkeys([*(_next_line(descriptor, end) for end in large + small), size])]
 
 
 def _next_line(descriptor: int, offset: int) -> int:
