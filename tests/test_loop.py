@@ -14,6 +14,7 @@ from loopback.play import Play
 from test_http import Io, server, whole
 
 from mllm_pipe import waiting
+from mllm_pipe.calling.crew import FAILED, READ, Crew
 from mllm_pipe.calling.loop import FEW, Loop, Queue
 from mllm_pipe.runtimes import _http
 
@@ -209,6 +210,15 @@ def test_what_other_threads_put_is_taken_once_in_its_order():
         for _ in range(3):
             queue.put(None)
     assert sorted(taken) == list(range(5000))
+
+
+def test_where_nobody_works_any_more_nobody_waits_for_it():
+    """A defect of the loop itself, or no memory left."""
+    crew = Crew(iter([]), str, 2, tell=False)
+    crew.loop.tell(lambda: 1 / 0)
+    what, _, _, error = next(event for event in iter(crew.next, None) if event[0] != READ)
+    assert what == FAILED and isinstance(error, ZeroDivisionError)
+    crew.end()
 
 
 def test_limits_that_were_not_met_are_forgotten():

@@ -37,7 +37,7 @@ class Crew(Generic[Item, Made]):
         self.loop = Loop()
         self.todo: Queue[tuple[int, Item] | None] = Queue(self.loop)
         self.lock, self.over, self.workers = threading.Lock(), False, 0
-        self.thread = threading.Thread(target=self.loop.run, name="workers", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="workers", daemon=True)
         self.thread.start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
 
@@ -78,6 +78,12 @@ class Crew(Generic[Item, Made]):
                 self.todo.put(None)
             self.loop.end()
         self.thread.join()
+
+    def _run(self) -> None:
+        with Taken() as taken:
+            self.loop.run()
+        if taken.error:  # nobody works any more
+            self.happened.put([(FAILED, 0, None, taken.error)])
 
     def _read(self) -> None:
         number = 0
