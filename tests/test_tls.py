@@ -226,6 +226,18 @@ def test_a_connection_is_used_again_after_a_whole_answer_that_nothing_stands_beh
     assert ran == (0, "2\n", "") and not left and len(ports) == connections
 
 
+@pytest.mark.parametrize("file, why", [
+    ("nowhere.pem", "SSL_CERT_FILE=nowhere.pem: No such file or directory"),
+    (".", "SSL_CERT_FILE=.: Is a directory"),
+    ("in", "SSL_CERT_FILE=in holds no certificates; they should be in PEM"),
+])  # fmt: skip
+@pytest.mark.parametrize("proxy", ["", "https_proxy=http://127.0.0.1:9 "])
+def test_a_file_of_certificates_that_is_none_is_said_before_anybody_is_asked(sh, batch, file, why, proxy):
+    batch(1)
+    ran = sh(f"{proxy}dispatch -q --to openai-chat/m --base-url https://{NAME} < in > out", SSL_CERT_FILE=file)
+    assert (ran.status, ran.err) == (2, f"dispatch: thread t0: {why}\n")
+
+
 def relay(connection, port):
     """What a proxy does once it is connected; in one thread, as TLS is not to be read and written by two."""
     with socket.create_connection(("127.0.0.1", port)) as other:

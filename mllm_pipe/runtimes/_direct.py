@@ -65,9 +65,9 @@ def _secured(place: _endpoint.Place, clock: Clock) -> Parsed:
         _own.set(own := _Own())
     secured = own.awake(at)
     if not secured:
-        connection = _reached(place, 443, clock)
+        trusted, connection = _tls.trusted(), _reached(place, 443, clock)
         try:
-            secured = _tls.Secured(connection, _tls.trusted(), place.host, min(CONNECT_S, clock.io.left()))
+            secured = _tls.Secured(connection, trusted, place.host, min(CONNECT_S, clock.io.left()))
         except BaseException:
             connection.close()
             raise
@@ -137,6 +137,8 @@ class Parsed(Answer):
             self._read()
 
     def close(self) -> None:
+        if self._parser is None:
+            return  # it may be another's already
         if self._rest and self._goes_on and not self._fault:
             self._rest(self.connection)
         else:

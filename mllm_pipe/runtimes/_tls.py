@@ -10,6 +10,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any
 
+from mllm_pipe.errors import Usage
 from mllm_pipe.runtimes._clock import Broken
 from mllm_pipe.runtimes._socket import Connection
 
@@ -18,15 +19,21 @@ _AT_ONCE = 1 << 16  # bytes
 
 def trusted() -> ssl.SSLContext:
     """Whom to trust: $SSL_CERT_FILE or $SSL_CERT_DIR, else the authorities that Mozilla trusts. Made once: to read them
-    takes 20 ms (encode/httpx #3215)."""
+    takes 20 ms (encode/httpx #3215). Usage if the file is none of certificates."""
     with _once:
         if not _made:
             import certifi
 
             file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-            _made.append(ssl.create_default_context(cafile=file or (None if folder else certifi.where()),
-                                                    capath=None if file else folder or None))  # fmt: skip
-            _made[0].set_alpn_protocols(["http/1.1"])
+            try:
+                made = ssl.create_default_context(cafile=file or (None if folder else certifi.where()),
+                                                  capath=None if file else folder or None)  # fmt: skip
+            except ssl.SSLError:
+                raise Usage(f"SSL_CERT_FILE={file} holds no certificates; they should be in PEM") from None
+            except OSError as error:
+                raise Usage(f"SSL_CERT_FILE={file}: {error.strerror}") from None
+            made.set_alpn_protocols(["http/1.1"])
+            _made.append(made)
         return _made[0]
 
 
