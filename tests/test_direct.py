@@ -163,7 +163,7 @@ def test_a_request_that_is_refused_before_it_is_whole_is_told_why():
     assert (caught.value.http_status, caught.value.billed) == (413, "no")
 
 
-@pytest.mark.parametrize("scheme, loaded", [("http", "[]"), ("https", "['ssl']")])
+@pytest.mark.parametrize("scheme, loaded", [("http", "[]"), ("https", "['ssl', 'certifi']")])
 def test_what_goes_straight_to_its_server_loads_no_more_than_it_needs(scheme, loaded):
     asks = """
 import sys
