@@ -122,8 +122,8 @@ def hear_out() -> None:
 
 
 def several(workers: int) -> Callable[[Callable[[Item], Made], list[Item]], list[Made]]:
-    """A map whose calls go on at once: the first item as the call of the caller, the others as calls beside it, or in
-    `workers` threads that all callers share."""
+    """A map whose calls go on at once: the first item as the call of the caller, the others as calls beside it; where
+    its thread is not shared, in `workers` threads."""
     if not workers:
         return lambda work, items: [work(item) for item in items]
 

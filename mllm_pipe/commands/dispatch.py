@@ -71,7 +71,7 @@ def command(prompt: str | None, jobs: int, unordered: bool, new: bool, text: boo
     outcome, sink = Outcome(), Sink(records=not as_text and not dry_run)
     source = Source(outcome, sink.record, grouped=grouped, max_line=max_line, run=patience.run)
     progress = Progress(alone or quiet or dry_run)
-    map_of = several(jobs * max(0, len(wishes.named) - 1))
+    map_of = several(max(0, len(wishes.named) - 1))
     stop_when_reader_leaves()
 
     def work(thread: Thread) -> Answered | None:

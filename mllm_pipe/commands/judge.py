@@ -82,7 +82,7 @@ def command(advise: bool, jobs: int, form: str | None, grouped: bool, max_line: 
     patience = patience_of(flags, jobs)
     form = form or ("text" if kind_of(1) == "terminal" else "ndjson")
     gate = Gate(flags, form)
-    terms = terms_of(flags, timeout, patience, jobs)
+    terms = terms_of(flags, timeout, patience)
     if kind_of(0) in ("terminal", "null"):
         raise Usage("no thread to judge; pipe one in: ... | judge")
     refuse_own_output()

@@ -59,8 +59,8 @@ _ALONE = ("model", "base_url", "key_env")  # flags that are for one judge
 _OF_JUDGES = ("by", "pass_at", "scale", "repeats", "combine", "forbid_self", *_ALONE)
 
 
-def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: int) -> Terms:
-    """Takes what is about the judgement out of a command's flags. jobs: threads in flight.
+def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience) -> Terms:
+    """Takes what is about the judgement out of a command's flags.
 
     Usage if they make no sense together, or name what there is not; Missing if a file is not there.
     """
@@ -104,7 +104,7 @@ def terms_of(flags: dict[str, Any], timeout_s: float, patience: Patience, jobs: 
         terms.judges = [] if replay else [_judge(spec, flags) for spec in specs]
     if escalate:
         terms.escalate = _judge(escalate, {name: value for name, value in flags.items() if name not in _ALONE})
-    terms.at_once = several(jobs * (len(terms.judges) - 1)) if len(terms.judges) > 1 else several(0)
+    terms.at_once = several(max(0, len(terms.judges) - 1))
     _tell_family(terms)
     return terms
 

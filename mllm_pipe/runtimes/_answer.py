@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 
 from mllm_pipe.runtimes._unzip import unzipped
 
 
-class Answer:
+class Answer(ABC):
     """The head of an answer: its status, its headers (names in lower case); and its body, as it comes."""
 
     def __init__(self) -> None:
@@ -23,10 +24,10 @@ class Answer:
         """Its bytes, unzipped. Broken if it breaks off."""
         return unzipped(self.pieces(), self.headers.get("content-encoding", ""))
 
+    @abstractmethod
     def pieces(self) -> Iterator[bytes]:
         """Its bytes as they were sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the connection."""
-        raise NotImplementedError

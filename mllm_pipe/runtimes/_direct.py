@@ -13,22 +13,20 @@ last one again, if it has rested for less than KEEP_S and nothing has come on it
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httptools
 
 from mllm_pipe.runtimes import _endpoint
 from mllm_pipe.runtimes._answer import Answer
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late
-from mllm_pipe.runtimes._socket import KEEP_S, Connection, connected, reached
+from mllm_pipe.runtimes._kept import Kept
+from mllm_pipe.runtimes._socket import AT_ONCE, KEEP_S, Connection, reached, send
 
 if TYPE_CHECKING:
     from mllm_pipe.runtimes._tls import Secured
 
-_AT_ONCE = 1 << 16  # bytes read, or given to a write, which grants its timeout to every send anew
 _MOST_AROUND = 100 << 10  # bytes of a head, marks between chunks, trailers: with no piece of the body in between
 # What h11 takes, too. Dangerous where another answer follows on the same connection: none does after such an answer.
 _LENIENT = dict.fromkeys(("lenient_optional_cr_before_lf", "lenient_spaces_after_chunk_size", "lenient_chunked_length",
@@ -37,13 +35,20 @@ _LENIENT = dict.fromkeys(("lenient_optional_cr_before_lf", "lenient_spaces_after
 
 def ask(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, clock: Clock) -> Parsed:
     """Send a request (a GET without a body) and wait for the head of its answer; who asked closes it. Broken, Late."""
-    answer = _secured(place, clock) if place.scheme == "https" else Parsed(_reached(place, 80, clock), clock)
+    if place.scheme == "https":
+        answer, usual = _secured(place, clock), {}
+    else:
+        answer, usual = Parsed(reached(place.host, place.port or 80, clock), clock), {"connection": "close"}
     try:
-        usual = {} if place.scheme == "https" else {"connection": "close"}
         sent = _endpoint.sent(place, headers, body) | usual
         lines = [f"{'GET' if body is None else 'POST'} {place.path} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in sent.items()]
-        _send(answer.connection, clock, "\r\n".join([*lines, "", ""]).encode() + (body or b""))
+        try:
+            send(answer.connection, "\r\n".join([*lines, "", ""]).encode() + (body or b""), clock)
+        except Late:
+            raise
+        except Broken:
+            pass  # it may have said why before it closed, as to a request that is too large
         answer.take_head()
     except BaseException:
         answer.close()
@@ -51,77 +56,59 @@ def ask(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | None, 
     return answer
 
 
-def _reached(place: _endpoint.Place, port: int, clock: Clock) -> Connection:
-    connection: Connection = reached(place.host, place.port or port, clock, connected)
-    return connection
-
-
 def _secured(place: _endpoint.Place, clock: Clock) -> Parsed:
     """What will be answered by the connection that rests, or by a new one."""
+    mine, at = _resting.mine(), (place.host, place.port)
+    rested = mine.pop(at, None)
+    if rested and rested.is_fresh():
+        secured = rested.secured
+    else:
+        if rested:
+            rested.close()
+        secured = _known(place, clock)
+
+    def rest() -> None:
+        if old := mine.pop(at, None):
+            old.close()
+        mine[at] = _Resting(secured, time.monotonic())
+
+    return Parsed(secured, clock, rest)
+
+
+def _known(place: _endpoint.Place, clock: Clock) -> Secured:
+    """A new connection, to who has shown that it is the host."""
     from mllm_pipe.runtimes import _tls
 
-    own, at = _own.get(None), (place.host, place.port)
-    if own is None:
-        _own.set(own := _Own())
-    secured = own.awake(at)
-    if not secured:
-        trusted, connection = _tls.trusted(), _reached(place, 443, clock)
-        try:
-            secured = _tls.Secured(connection, trusted, place.host, min(CONNECT_S, clock.io.left()))
-        except BaseException:
-            connection.close()
-            raise
-    return Parsed(secured, clock, lambda connection: own.rest(at, connection))
-
-
-class _Own:
-    """A worker's connections that rest, which end with it."""
-
-    def __init__(self) -> None:
-        self.resting: dict[Any, tuple[Secured, float]] = {}  # since when
-        weakref.finalize(self, _close, self.resting)  # or with the process
-
-    def awake(self, at: Any) -> Secured | None:
-        """The one to a place, if it may be used again."""
-        secured, since = self.resting.pop(at, (None, 0.0))
-        if secured and (time.monotonic() - since > KEEP_S or secured.has_news()):
-            secured.close()
-            return None
-        return secured
-
-    def rest(self, at: Any, secured: Any) -> None:
-        """It may be used again, for a while."""
-        old, _ = self.resting.pop(at, (None, 0.0))
-        if old:
-            old.close()
-        self.resting[at] = secured, time.monotonic()
-
-
-def _close(resting: dict[Any, tuple[Secured, float]]) -> None:
-    for secured, _ in resting.values():
-        secured.close()
-
-
-_own: ContextVar[_Own] = ContextVar("own")  # each thread and each greenlet has a context of its own
-
-
-def _send(connection: Connection | Secured, clock: Clock, data: bytes) -> None:
+    trusted, connection = _tls.trusted(), reached(place.host, place.port or 443, clock)
     try:
-        for start in range(0, len(data), _AT_ONCE):
-            connection.write(data[start : start + _AT_ONCE], clock.sending())
-    except Late:
+        return _tls.Secured(connection, trusted, place.host, min(CONNECT_S, clock.io.left()))
+    except BaseException:
+        connection.close()
         raise
-    except Broken:
-        pass  # it may have said why before it closed, as to a request that is too large
+
+
+class _Resting(NamedTuple):
+    """A connection after a whole answer, and since when."""
+
+    secured: Secured
+    since: float
+
+    def is_fresh(self) -> bool:
+        """True if it may be used again."""
+        return time.monotonic() - self.since <= KEEP_S and not self.secured.has_news()
+
+    def close(self) -> None:
+        self.secured.close()
+
+
+_resting: Kept[_Resting] = Kept()
 
 
 class Parsed(Answer):
     """An answer as httptools has it."""
 
-    def __init__(
-        self, connection: Connection | Secured, clock: Clock, rest: Callable[[Any], None] | None = None
-    ) -> None:
-        """rest: who takes the connection after a whole answer, if the server lets it be used again."""
+    def __init__(self, connection: Connection | Secured, clock: Clock, rest: Callable[[], None] | None = None) -> None:
+        """rest: lets the connection rest after a whole answer, if the server lets it be used again."""
         super().__init__()
         self.connection, self._clock, self._rest = connection, clock, rest
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -140,7 +127,7 @@ class Parsed(Answer):
         if self._parser is None:
             return  # it may be another's already
         if self._rest and self._goes_on and not self._fault:
-            self._rest(self.connection)
+            self._rest()
         else:
             self.connection.close()
         self._rest = self._parser = None  # which holds this one
@@ -157,7 +144,7 @@ class Parsed(Answer):
         if self._fault:
             raise self._fault
         clock = self._clock
-        data: bytes = clock.wait(clock.limit(), lambda seconds: self.connection.read(_AT_ONCE, seconds))
+        data: bytes = clock.wait(clock.limit(), lambda seconds: self.connection.read(AT_ONCE, seconds))
         if not data:
             if not self._has_head or "content-length" in self.headers or self._is_chunked():
                 raise Broken("it closed the connection")

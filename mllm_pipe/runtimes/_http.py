@@ -104,8 +104,7 @@ def _asked(place: _endpoint.Place, headers: Mapping[str, str], body: bytes | Non
         return _direct.ask(place, headers, body, clock)
     from mllm_pipe.runtimes import _proxied
 
-    answer: Answer = _proxied.way(place.scheme, proxy).ask(place, headers, body, clock)
-    return answer
+    return _proxied.way(place.scheme, proxy).ask(place, headers, body, clock)
 
 
 # -- what went wrong --------------------------------------------------------------------------------------------------

@@ -10,10 +10,8 @@ searched at every request.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import httpcore
@@ -21,7 +19,8 @@ import httpcore
 from mllm_pipe.runtimes import _endpoint
 from mllm_pipe.runtimes._answer import Answer
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late, Refused
-from mllm_pipe.runtimes._socket import KEEP_S, Connection, connected, reached
+from mllm_pipe.runtimes._kept import Kept
+from mllm_pipe.runtimes._socket import KEEP_S, Connection, reached, send
 from mllm_pipe.runtimes._tls import Secured, trusted
 
 if TYPE_CHECKING:
@@ -71,9 +70,7 @@ class Timed(httpcore.NetworkStream):
     def _send(self, more: bytes) -> None:
         buffer = self.held + more
         self.held = b""
-        # in pieces, each with what is left then: a write grants its timeout to every send anew
-        for start in range(0, len(buffer), 1 << 16):
-            self.inner.write(buffer[start : start + (1 << 16)], self.way.clock.sending())
+        send(self.inner, buffer, self.way.clock)
 
     def close(self) -> None:
         self.inner.close()
@@ -106,7 +103,7 @@ class Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        return Timed(reached(host, port, self.way.clock, connected), self.way)
+        return Timed(reached(host, port, self.way.clock), self.way)
 
 
 class Way:
@@ -158,28 +155,12 @@ class Pooled(Answer):
         self.stream.close()
 
 
-
-class _Own:
-    """The ways of a worker, which end with it."""
-
-    def __init__(self) -> None:
-        self.ways: dict[Any, Way] = {}
-        weakref.finalize(self, _close, self.ways)  # or with the process
+_ways: Kept[Way] = Kept()
 
 
-def _close(ways: dict[Any, Way]) -> None:
-    for way in ways.values():
-        way.close()
-
-
-_own: ContextVar[_Own] = ContextVar("own")  # each thread and each greenlet has a context of its own
-
-
-def way(scheme: str, proxy: str) -> Any:
+def way(scheme: str, proxy: str) -> Way:
     """This worker's way for a scheme, through a proxy."""
-    own = _own.get(None)
-    if own is None:
-        _own.set(own := _Own())
-    if (scheme, proxy) not in own.ways:
-        own.ways[scheme, proxy] = Way(trusted() if scheme == "https" else None, proxy)
-    return own.ways[scheme, proxy]
+    mine = _ways.mine()
+    if (scheme, proxy) not in mine:
+        mine[scheme, proxy] = Way(trusted() if scheme == "https" else None, proxy)
+    return mine[scheme, proxy]

@@ -7,12 +7,12 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late
 from mllm_pipe.waiting import READ, WRITE, aside, ready
 
+AT_ONCE = 1 << 16  # bytes that are read, or given to a write, which grants its timeout to every send anew
 KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
 NAME_S = 10.0  # for so long the name service is not asked again
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # macOS has none
@@ -98,7 +98,19 @@ def _await(sock: socket.socket, event: int, timeout: float) -> None:
         raise Late("timed out")
 
 
-def reached(host: str, port: int, clock: Clock, connect: Callable[[Address, float], Any]) -> Any:
+def send(connection: Writable, data: bytes, clock: Clock) -> None:
+    """All of it, in pieces, each of which may take what is left then. Late, Broken."""
+    for start in range(0, len(data), AT_ONCE):
+        connection.write(data[start : start + AT_ONCE], clock.sending())
+
+
+class Writable(Protocol):
+    """What is used of a connection there."""
+
+    def write(self, data: bytes, timeout: float, /) -> None: ...
+
+
+def reached(host: str, port: int, clock: Clock) -> Connection:
     """A connection to the first address of the host that takes one; all of them share one limit. Broken, Late."""
     ends = time.monotonic() + CONNECT_S
     try:
@@ -109,7 +121,7 @@ def reached(host: str, port: int, clock: Clock, connect: Callable[[Address, floa
     for address in addresses:
         limit = max(min(clock.io.left(), ends - time.monotonic()), 0.001)
         try:
-            return connect(address, limit)
+            return connected(address, limit)
         except Broken as error:
             failure = error
     _names.pop((host, port), None)

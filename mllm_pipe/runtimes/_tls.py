@@ -12,9 +12,7 @@ from typing import Any
 
 from mllm_pipe.errors import Usage
 from mllm_pipe.runtimes._clock import Broken
-from mllm_pipe.runtimes._socket import Connection
-
-_AT_ONCE = 1 << 16  # bytes
+from mllm_pipe.runtimes._socket import AT_ONCE, Connection
 
 
 def trusted() -> ssl.SSLContext:
@@ -93,7 +91,7 @@ class Secured:
             self._send(left())
             if not waits:
                 return done
-            if data := self.inner.read(_AT_ONCE, left()):
+            if data := self.inner.read(AT_ONCE, left()):
                 self.came.write(data)
             else:
                 self.came.write_eof()
