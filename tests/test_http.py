@@ -266,8 +266,9 @@ def test_a_reader_that_takes_nothing_ends_at_the_deadline():
         raise AssertionError
 
     with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf:
+        body = b"x" * (64 << 20)
         started = time.monotonic()
-        error = failure(f"http://127.0.0.1:{deaf.getsockname()[1]}", Io(0.5), body=b"x" * (64 << 20))
+        error = failure(f"http://127.0.0.1:{deaf.getsockname()[1]}", Io(0.5), body=body)
     assert error.code == "timeout" and error.billed == "unknown" and time.monotonic() - started < 2
 
 

@@ -168,6 +168,7 @@ def test_why_a_request_is_not_read_to_its_end_is_heard(sh, work, certificate):
     refusal = b"HTTP/1.1 413 No\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(why)
 
     def handle(connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else its kernel may keep the words, and drop them
         with serving(certificate).wrap_socket(connection, True) as secure:
             head = b""
             while b"\r\n\r\n" not in head:
