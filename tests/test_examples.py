@@ -102,8 +102,7 @@ def test_review_loop_toml_is_the_same_as_a_group(sh, desk):
     ran = sh(f'group -q {EXAMPLES}/review-loop.toml "Write a haiku." | thread-append haiku.jsonl | trace --format tree', **TREE)
     assert (ran.status, ran.err) == (0, "")
     assert told(ran.out) == """\
-run ID  ok  group review-loop  TIME
-│  T  unknown
+run ID  ok  group review-loop  TIME  T  unknown
 ├─ 1.1: dispatch writer  exec  ok  BAR  T  unknown
 ├─ 1.2: dispatch reviewer  exec  ok  BAR  T  unknown
 ├─ verdict  fail 0.00 by check
