@@ -129,3 +129,12 @@ def test_the_limit_that_ended_a_request_is_the_one_that_is_named(sh):
                  f"dispatch --timeout 1 --to openai-chat:m --base-url http://127.0.0.1:{port}/v1 --new @big")
     assert (ran.status, re.sub(r"thread \S+:", "thread ID:", ran.err)) == (
         124, "dispatch: thread ID: openai-chat: no whole answer within 1 s; --timeout sets the limit\n")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["thread_append", "dispatch", "trace"])
+def test_one_that_still_loads_is_ended_by_ctrl_c_without_a_traceback(sh, work, name):
+    (work / "c").write_text("import mllm_pipe.commands, importlib, os, signal, sys\n"
+                            "importlib.import_module(sys.argv[1]); os.kill(os.getpid(), signal.SIGINT); print('lives')\n")  # fmt: skip
+    line = f"python -c \"$(cat c)\" mllm_pipe.commands.{name}"
+    assert sh(f"{line}; echo $?") == (0, "130\n", "")
+    assert sh(f"trap '' INT; {line}; echo $?") == (0, "lives\n0\n", ""), "ignored, as in the background, it stays so"
