@@ -11,10 +11,15 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Of the checkout where the install is older than it, and lacks a command.
 BIN = f"{Path(sys.executable).parent}:{Path(__file__).resolve().parent.parent / 'bin'}"
 DATA = Path(__file__).parent / "data"
+
+# How long an example takes, to draw or to try, says more of the machine and of what else it does than of what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, nohup ignores SIGHUP, and
 # both are inherited: by us, and by the commands that a test sends signals to.

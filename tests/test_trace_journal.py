@@ -281,7 +281,7 @@ _calls = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(_calls, min_size=50, max_size=50))
 def test_totals_of_10000_runs_are_the_sums_of_their_calls(tmp_path_factory, runs):
     """200 examples of 50 runs. Runs, lines by model and the index say the same of the same calls."""
@@ -313,7 +313,7 @@ def test_totals_of_10000_runs_are_the_sums_of_their_calls(tmp_path_factory, runs
     assert all(row["cost_usd"] is None or row["unpriced"] < row["calls"] for row in rows)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(runs=st.lists(_calls, min_size=1, max_size=30))
 def test_the_index_counts_as_the_records_do(sh, home, runs):
     shutil.rmtree(home / ".local", ignore_errors=True)
