@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +92,11 @@ def batch(work: Path) -> Any:
         (work / "in").write_text("".join(line % (n, n, n) for n in range(count)))
 
     return write
+
+
+def at_noon() -> str:
+    """A TZ in which it is about noon, so that no midnight comes while a test counts what was done today."""
+    return f"NOON{time.gmtime().tm_hour - 12:+d}"
 
 
 def masked(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import orjson
 import pytest
+from conftest import at_noon
 from loopback import serve
 from loopback.play import Play
 
@@ -74,7 +75,8 @@ def test_budgets_of_the_environment(sh, budget, status, why):
 def test_a_budget_of_the_configuration_holds_for_judge_as_well(sh, home):
     (home / ".config/mllm-pipe").mkdir(parents=True)
     (home / ".config/mllm-pipe/mllm.toml").write_text("[budget]\nday_tokens = 100\n")
-    ran = sh("MLLM_BUDGET=day_tokens=99999 dispatch --to echo --new q > t; judge --by openai-chat:m --base-url http://127.0.0.1:1/v1 --rubric correctness < t")
+    ran = sh("MLLM_BUDGET=day_tokens=99999 dispatch --to echo --new q > t; judge --by openai-chat:m --base-url http://127.0.0.1:1/v1 --rubric correctness < t",
+             TZ=at_noon())  # fmt: skip
     assert ran.status == 4 and "the budget of 100 tokens a day has 98 tokens left" in ran.err
 
 
@@ -85,13 +87,14 @@ def test_a_shared_budget_needs_the_journal(sh):
 
 def test_a_day_has_one_budget_whoever_spends_it(sh, home):
     """Forty processes, eight at a time: not one call more than the tokens of the day allow."""
+    day = {"MLLM_BUDGET": "day_tokens=200", "TZ": at_noon()}
     with Play(told) as server:
         line = f"seq 40 | xargs -P 8 -I N {CHAT} --base-url {server.url} --new 'question N' -q > /dev/null"
-        ran = sh(line, MLLM_BUDGET="day_tokens=200")
+        ran = sh(line, **day)
         assert ran.status == 123, "xargs: one of them failed"
         assert server.count == 22, "each costs 4; before the last one 84 were spent, and its worst case is 114 or 115"
         assert ran.err.count("the budget of 200 tokens a day has 112 tokens left") == 18
-        ran = sh(f"{CHAT} --base-url {server.url} --new 'question 0'", MLLM_BUDGET="day_tokens=200")
+        ran = sh(f"{CHAT} --base-url {server.url} --new 'question 0'", **day)
         assert ran.status == 4 and server.count == 22, "the journal remembers"
 
 
@@ -100,7 +103,7 @@ def test_a_call_that_is_tried_again_or_elsewhere_does_not_wait_for_itself(sh, ba
     batch(2)
     with Play(lambda number, text: (503, {}, "") if number % 4 else (200, {}, "yes")) as server:
         line = f"{CHAT} --base-url {server.url} --max-retries 1 --fallback openai-chat:n < in > out"
-        ran = sh(line.replace("<", "--timeout 20 <"), MLLM_BUDGET="day_tokens=200", OPENAI_BASE_URL=server.url,
+        ran = sh(line.replace("<", "--timeout 120 <"), MLLM_BUDGET="day_tokens=200", TZ=at_noon(), OPENAI_BASE_URL=server.url,
                  OPENAI_API_KEY="sk-x")  # fmt: skip
     assert (ran.status, ran.err, server.count) == (0, "", 8)
 
@@ -116,20 +119,22 @@ def test_a_run_has_one_budget_through_all_its_stages(sh):
 
 def test_who_was_killed_has_spent_its_worst_case(sh, home):
     """Nobody knows what came of the call: as soon as its process is gone it counts as paid for, and nobody waits."""
+    day = {"MLLM_BUDGET": "day_tokens=200", "TZ": at_noon()}
     with serve("chat") as server:
         line = f"{CHAT} --timeout 600 --base-url {server.url('hang')}/v1 --new q"
         sh(f"{line} & pid=$!; until grep -q intent {home}/.local/state/mllm-pipe/journal.jsonl 2>/dev/null; do :; done; "
-           "kill -9 $pid; wait $pid", MLLM_BUDGET="day_tokens=200")  # fmt: skip
-        ran = sh(f"timeout 60 {CHAT} --base-url {server.url('ok')}/v1 --new q", MLLM_BUDGET="day_tokens=200")
+           "kill -9 $pid; wait $pid", **day)  # fmt: skip
+        ran = sh(f"timeout 300 {CHAT} --base-url {server.url('ok')}/v1 --new q", **day)
     assert ran.status == 4 and "the budget of 200 tokens a day has " in ran.err and "waiting" not in ran.err
 
 
 @pytest.mark.parametrize(("scenario", "spent"), [("401", False), ("cut", True), ("503", False)])
 def test_what_was_surely_not_billed_is_not_spent(sh, scenario, spent):
+    day = {"MLLM_BUDGET": "day_tokens=180", "TZ": at_noon()}
     with serve("chat") as server:
         line = f"{CHAT} --max-retries 0 --new q --text"
-        assert sh(f"{line} --base-url {server.url(scenario)}/v1", MLLM_BUDGET="day_tokens=180").status != 4
-        assert sh(f"{line} --base-url {server.url('ok')}/v1", MLLM_BUDGET="day_tokens=180").status == (4 if spent else 0)
+        assert sh(f"{line} --base-url {server.url(scenario)}/v1", **day).status != 4
+        assert sh(f"{line} --base-url {server.url('ok')}/v1", **day).status == (4 if spent else 0)
 
 
 def test_what_is_taken_from_the_journal_spends_nothing(sh):

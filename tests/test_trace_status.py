@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from traces import Story, keep
+from conftest import at_noon
+from traces import BEGAN, Story, keep
 
 VOTE = r"""#!/bin/sh
 cat >/dev/null; echo '{"criteria":[{"name":"correctness","reason":"r","score":'$1'}]}'
@@ -109,8 +110,6 @@ def test_a_day_begins_at_its_own_midnight_when_the_clock_changes(sh, home, word,
     local = time.gmtime(now + east * 3600)
     zone = f"AAA{-east}BBB,{local.tm_yday - 1}/6,{(local.tm_yday + 100) % 365}/6"
     midnight = now - (local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec) + hours * 3600
-    from traces import BEGAN
-
     stories = [Story(name) for name in ("before", "after")]
     for story, seconds in zip(stories, (-60, 60), strict=True):
         story.call("q", (midnight + seconds - BEGAN) * 1000, 5)
@@ -125,7 +124,7 @@ def test_a_group_in_a_group_is_found_by_either_name_and_is_the_outer_ones_run(sh
     ran = sh("export MLLM_CONFIG=m.toml; group -q zeta Hi > s; for of in zeta alpha nobody; do trace --group $of | jq -r .group; "
              "trace --all --group $of < s | jq -r .group; trace --group $of --by group | jq -c '[.key, .calls]'; done; "
              "trace --by group | jq -c '[.key, .calls]'; trace --by group < s | jq -c '[.key, .calls]'; trace --since today --by group | jq -c '[.key, .calls]'; "
-             "trace --sql 'select \"group\" from runs'; trace --sql 'select \"group\" from spans order by id'; jq -r 'select(.type == \"span\").group' s")  # fmt: skip
+             "trace --sql 'select \"group\" from runs'; trace --sql 'select \"group\" from spans order by id'; jq -r 'select(.type == \"span\").group' s", TZ=at_noon())  # fmt: skip
     assert (ran.status, ran.err) == (0, "")
     assert ran.out == ('zeta\nzeta\n["zeta",2]\nzeta\nzeta\n["zeta",1]\n' + '["zeta",2]\n' * 3 + '{"group":"zeta"}\n'
                        '{"group":"zeta/alpha"}\n{"group":"zeta"}\nzeta/alpha\nzeta\n')  # fmt: skip
