@@ -28,6 +28,11 @@ for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SI
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, handler)
 
+# How long an example takes says more of the machine than of us, and a run is to find what the run before it found;
+# --hypothesis-profile=default draws new ones.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
+
 
 class Ran(NamedTuple):
     """What a line of shell did: the status of its last command, and all it wrote."""
