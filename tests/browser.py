@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -76,40 +75,34 @@ class Browser:
 @contextlib.contextmanager
 def browser(width: int = 1280, height: int = 900) -> Iterator[Browser]:
     """A browser with a new profile, which ends with the context."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        driver = subprocess.Popen(
-            ["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        base = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
+            base = f"http://127.0.0.1:{_port(driver)}"
             options = {"args": [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]}
             wanted = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options, "unhandledPromptBehavior": "ignore",
                                       "goog:loggingPrefs": {"browser": "ALL"}}}  # fmt: skip
-            session = _patiently(f"{base}/session", {"capabilities": wanted})["sessionId"]
+            session = _ask(f"{base}/session", {"capabilities": wanted})["sessionId"]
             yield Browser(base, session)
             _ask(f"{base}/session/{session}", method="DELETE")
         finally:
             driver.terminate()
             driver.wait()
+            if driver.stdout:
+                driver.stdout.close()
 
 
-def _patiently(url: str, said: Any) -> Any:
-    """Ask a driver that is still starting."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            return _ask(url, said)
-        except urllib.error.URLError as refused:
-            if isinstance(refused, urllib.error.HTTPError) or time.monotonic() > until:
-                raise
-            time.sleep(0.05)
+def _port(driver: subprocess.Popen[bytes]) -> int:
+    """The port that a driver has taken, once it listens there."""
+    assert driver.stdout
+    for line in driver.stdout:
+        if said := re.search(rb"started successfully on port (\d+)", line):
+            return int(said[1])
+    raise AssertionError("chromedriver has not started")
 
 
 def _ask(url: str, said: Any = None, method: str | None = None) -> Any:
     data = None if said is None else orjson.dumps(said)
     asked = urllib.request.Request(url, data, {"content-type": "application/json"}, method=method)
-    with urllib.request.urlopen(asked, timeout=60) as answer:
+    with urllib.request.urlopen(asked, timeout=300) as answer:
         return orjson.loads(answer.read())["value"]
