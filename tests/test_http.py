@@ -15,6 +15,7 @@ import time
 
 import orjson
 import pytest
+from loopback.unread import await_read
 
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.runtimes import _clock, _endpoint, _faults, _http, _socket
@@ -23,7 +24,7 @@ KEY = "sk-test-1234567890abcdef"
 
 
 class Io:
-    def __init__(self, seconds=5.0):
+    def __init__(self, seconds=60.0):
         self.ends = time.monotonic() + seconds
 
     def text(self, piece):
@@ -46,7 +47,7 @@ def server(answer, family=socket.AF_INET, host="127.0.0.1", tls=None):
     def handle(connection):
         open_ones.append(connection)
         with contextlib.suppress(OSError), tls.wrap_socket(connection, True) if tls else connection as connection:
-            connection.settimeout(5)
+            connection.settimeout(60)
             while not closing.is_set():
                 request = b""
                 while b"\r\n\r\n" not in request:
@@ -111,7 +112,7 @@ def pieces(*parts, head=b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n
 
 
 def reset(connection, closing):
-    closing.wait(0.2)
+    await_read(connection, closing)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -159,22 +160,31 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encod
 CHUNKED += b"%x\r\n%s\r\n0\r\n\r\n" % (len(CHUNK), CHUNK)
 
 
-def test_over_https_a_connection_is_used_again_while_it_has_not_rested_for_long(sh, certificate):
-    ports = []
+def test_over_https_a_connection_is_used_again_while_it_has_not_rested_for_long(sh, work, certificate):
+    came = []
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
 
     def answer(connection, _):
-        ports.append(connection.getpeername()[1])
+        came.append((connection.getpeername()[1], time.monotonic()))
         connection.sendall(CHUNKED)
         return True
 
     with server(answer, tls=tls) as (url, _):
         asked = '{"v":1,"type":"message","thread":"%s","id":"m","role":"user","content":"q"}\\n'
-        lines = f"printf '{asked}{asked}{asked}' A B C; sleep {_socket.KEEP_S + 2}; printf '{asked}' D"
-        ran = sh(f"({lines}) | dispatch -q --grouped --to openai-chat/m --base-url {url}", SSL_CERT_FILE=str(certificate))
-    assert (ran.status, ran.err, ran.kinds().count("assistant")) == (0, "", 4)
-    assert ports == [ports[0], ports[0], ports[2], ports[2]] and ports[0] != ports[2]  # C is asked when D is there
+        (work / "two").write_text("until [ \"$(grep -c '\"role\":\"assistant\"' out)\" = 2 ]; do sleep 0.1; done\n")
+        lines = (f"printf '{asked}{asked}{asked}' A B C; timeout 60 sh two; "
+                 f"sleep {_socket.KEEP_S + 0.5}; printf '{asked}' D")  # fmt: skip
+        line = f": > out; ({lines}) | dispatch -q --grouped --to openai-chat/m --base-url {url} > out; cat out"
+        for _ in range(5):
+            came.clear()
+            ran = sh(line, SSL_CERT_FILE=str(certificate))
+            assert (ran.status, ran.err, ran.kinds().count("assistant")) == (0, "", 4)
+            (a, at_a), (b, at_b), (c, at_c), (d, at_d) = came
+            assert a != c  # C is asked when D is there
+            if max(at_b - at_a, at_d - at_c) < _socket.KEEP_S:
+                break  # else the machine was too slow to ask again before the connection had rested for too long
+    assert (a, c) == (b, d)
 
 
 def test_a_server_that_closes_after_each_answer_and_does_not_say_so_loses_no_call():
@@ -224,11 +234,11 @@ def test_loopback_is_told_from_what_only_looks_like_it():
 
 
 def test_a_refused_or_unknown_host_was_not_billed():
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        gone = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    for url in (gone, "http://nowhere.invalid"):
-        error = failure(url)
-        assert (error.code, error.billed, error.retryable) == ("network", "no", True)
+    with socket.socket() as deaf:  # it has the port, so that nobody else gets it, and does not listen
+        deaf.bind(("127.0.0.1", 0))
+        for url in (f"http://127.0.0.1:{deaf.getsockname()[1]}", "http://nowhere.invalid"):
+            error = failure(url)
+            assert (error.code, error.billed, error.retryable) == ("network", "no", True)
 
 
 def test_silence_after_the_request_may_be_billed():
@@ -239,37 +249,48 @@ def test_silence_after_the_request_may_be_billed():
 
 def test_an_answer_that_stands_still_ends_at_the_idle_limit():
     with server(pieces(b"data: 1\n\n", then=silent)) as (url, _):
-        started = time.monotonic()
-        error = failure(url, idle_s=0.3)
-    assert (error.code, error.billed) == ("timeout", "unknown") and time.monotonic() - started < 2
+        error = failure(url, idle_s=0.3)  # the server ends it after 10 s
+    assert (error.code, error.billed) == ("timeout", "unknown")
+
+
+def soon(most, measure):
+    """True if what `measure` times takes no longer, once at least: the machine may stand still meanwhile, not each time."""
+    return any(measure() < most for _ in range(5))
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", b""])
 def test_an_answer_that_trickles_ends_at_the_deadline(head):
     trickle = [b"HTTP/1.1 200 OK\r\n"] + [b"x: y\r\n"] * 100 if not head else [b"."] * 100
-    with server(pieces(*trickle, head=head, wait=0.1)) as (url, _):
-        started = time.monotonic()
-        error = failure(url, Io(0.7))
-    assert error.code == "timeout" and 0.6 < time.monotonic() - started < 1.2
+
+    def measure():
+        with server(pieces(*trickle, head=head, wait=0.1)) as (url, _):
+            started = time.monotonic()
+            error = failure(url, Io(0.7))
+        took = time.monotonic() - started
+        assert error.code == "timeout" and took > 0.6
+        return took
+
+    assert soon(1.2, measure)
 
 
 def test_a_clock_that_runs_out_elsewhere_ends_a_call_that_waits():
     io = Io(60)
     with server(lambda c, closing: silent(c, closing)) as (url, _):
         threading.Timer(0.2, lambda: setattr(io, "ends", 0)).start()
-        started = time.monotonic()
-        assert failure(url, io).code == "timeout" and time.monotonic() - started < 2
+        assert failure(url, io).code == "timeout"  # the server ends it after 10 s, and the clock ran for 60
 
 
 def test_a_reader_that_takes_nothing_ends_at_the_deadline():
-    def answer(connection, closing):
-        raise AssertionError
+    body = b"x" * (64 << 20)
 
-    with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf:
-        body = b"x" * (64 << 20)
-        started = time.monotonic()
-        error = failure(f"http://127.0.0.1:{deaf.getsockname()[1]}", Io(0.5), body=body)
-    assert error.code == "timeout" and error.billed == "unknown" and time.monotonic() - started < 2
+    def measure():
+        with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf:
+            started = time.monotonic()
+            error = failure(f"http://127.0.0.1:{deaf.getsockname()[1]}", Io(0.5), body=body)
+        assert (error.code, error.billed) == ("timeout", "unknown")
+        return time.monotonic() - started
+
+    assert soon(2, measure)
 
 
 def test_a_connection_closed_before_the_answer_is_of_unknown_bill():
@@ -401,7 +422,7 @@ def test_a_gzip_bomb_is_bounded():
     bomb = gzip.compress(bytes(300 << 20), 1)
     with server(whole(bomb, more="content-encoding: gzip\r\n")) as (url, _):
         with pytest.raises(CallFailed, match="larger than 256 MiB") as caught:
-            for _ in _http.post(url, {}, b"", Io(30)):
+            for _ in _http.post(url, {}, b"", Io(300)):
                 pass
         assert caught.value.code == "malformed"
     with server(whole(b"no gzip", more="content-encoding: gzip\r\n")) as (url, _):
@@ -435,19 +456,20 @@ def test_what_may_be_a_secret_in_a_base_url_is_not_shown():
 
 
 def test_a_hundred_calls_at_once_have_a_client_each():
+    all_here = threading.Barrier(100)
+
     def answer(connection, closing):
-        closing.wait(0.2)
+        all_here.wait(60)
         return whole(b"data: 1\n\n")(connection, closing)
 
     results = []
     with server(answer) as (url, _):
-        threads = [threading.Thread(target=lambda: results.append(post(url, Io(30)))) for _ in range(100)]
-        started = time.monotonic()
+        threads = [threading.Thread(target=lambda: results.append(post(url, Io(120)))) for _ in range(100)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert results == [b"data: 1\n\n"] * 100 and time.monotonic() - started < 10
+    assert results == [b"data: 1\n\n"] * 100
 
 
 def test_a_socket_that_cannot_be_made_is_no_connection():
@@ -491,10 +513,11 @@ def test_a_call_that_failed_leaves_no_stream_to_the_collector():
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        gc.collect()  # what tests before this one have left
         gc.disable()
         try:
             with pytest.raises(CallFailed) as caught:
-                openai_chat.call({"runtime": "vllm", "model": "m", "base_url": base_url}, request, Io(10))
+                openai_chat.call({"runtime": "vllm", "model": "m", "base_url": base_url}, request, Io(60))
             streams = [one for one in gc.get_objects() if isinstance(one, types.GeneratorType)]
             left = [one for one in streams if one.__name__ == "post" and one.gi_frame]
         finally:

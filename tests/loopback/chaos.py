@@ -23,6 +23,8 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
+from .unread import await_read
+
 KEY = "sk-canary-4f9d1c7e2b"
 
 # -- the dialects: how an answer begins, goes on, and ends ------------------------------------------------------------
@@ -153,7 +155,8 @@ class Played:
                 return
 
     def reset(self) -> None:
-        """What was sent must arrive first: a reset throws away what the other side has not read."""
+        """What was sent is read first: a reset throws away the rest."""
+        await_read(self.connection, self.server.closing)
         self.server.closing.wait(0.1)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

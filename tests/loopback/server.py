@@ -44,6 +44,8 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
+from .unread import await_read
+
 MARKER = "Answer with one JSON object"
 MASKED = {"authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie"}
 SLOW_S = 0.5
@@ -146,8 +148,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.scenario == "stall":
             self.server.closing.wait()
         elif self.scenario == "reset":
-            # What was sent must arrive first: a reset throws away what the other side has not read.
-            self.server.closing.wait(0.3)
+            await_read(self.connection, self.server.closing)
+            self.server.closing.wait(0.3)  # a program that has read it has yet to take it in
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())  # close() would send FIN as long as rfile holds the socket
         return True
