@@ -18,6 +18,7 @@ from loopback import Loopback
 from mllm_pipe import window
 from mllm_pipe.errors import CallFailed
 
+LONG_S = 600.0  # a program takes seconds to start, and as many times that as others want the processors
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PDF = {"type": "file", "media_type": "application/pdf", "data": "JVBERi0xLjQKJSVFT0YK", "name": "d.pdf"}
 KEYS = {
@@ -34,7 +35,7 @@ ODD_PROMPTS = ["/help", "/nope x", "@/etc/hostname", "read @/etc/hostname", "$fo
 class Io:
     """What a runtime is given: keeps the pieces of the answer and a deadline."""
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    def __init__(self, seconds: float = LONG_S) -> None:
         self.pieces: list[str] = []
         self.losses: list[dict[str, Any]] = []
         self.run = "run-1"
@@ -77,7 +78,7 @@ class Program:
         url = self.server.url(scenario, "" if self.name in ("claude", "gemini") else "/v1")
         return {"spec": self.name, "kind": self.name, "model": MODELS[self.name], "base_url": url} | more
 
-    def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = 60.0, system: str | None = "SYS",
+    def ask(self, *turns: dict[str, Any], scenario: str = "ok", seconds: float = LONG_S, system: str | None = "SYS",
             schema: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:  # fmt: skip
         self.io = io = Io(seconds)
         request = {"system": system, "turns": list(turns), "schema": schema}

@@ -22,6 +22,7 @@ import pytest
 from loopback import serve
 from programs import (
     KEYS,
+    LONG_S,
     MODELS,
     ODD_PROMPTS,
     PDF,
@@ -82,7 +83,7 @@ def program(request: pytest.FixtureRequest, house: Path, monkeypatch: pytest.Mon
         assert "sk-canary" not in json.dumps(server.requests)
         assert {r["path"] for r in server.requests} <= {"/", "/v1/messages", "/v1/responses"}
     assert files(house) == before
-    late = time.monotonic() + 10  # what was killed may take a moment to be gone from /proc
+    late = time.monotonic() + LONG_S  # what was killed may take a moment to be gone from /proc
     while carrying(str(house)) not in ([], [os.getpid()]) and time.monotonic() < late:
         threading.Event().wait(0.05)
     assert carrying(str(house)) in ([], [os.getpid()])
@@ -328,7 +329,7 @@ def test_the_deadline_ends_the_whole_group(program: Program, scenario: str) -> N
 def test_until_it_begins_to_answer_there_is_a_limit_of_its_own(program: Program) -> None:
     failed = program.failure(scenario="hang", first_byte_s=0.5)
     assert (failed.code, failed.billed, str(failed)) == ("timeout", "unknown", "no answer within 0.5 s")
-    assert program.ask(user("hi"), scenario="slow", first_byte_s=30.0)["finish"] == "stop"
+    assert program.ask(user("hi"), scenario="slow", first_byte_s=LONG_S)["finish"] == "stop"
 
 
 def test_four_at_once(program: Program) -> None:
@@ -346,19 +347,14 @@ def test_four_at_once(program: Program) -> None:
 def test_the_child_has_its_own_vendors_variables_and_no_others(program: Program, house: Path) -> None:
     seen: list[bytes] = []
 
-    over = threading.Event()
+    def looked_at() -> list[bytes]:
+        if program.calls() and not seen:
+            seen.extend(told_to(str(house)))
+        return seen
 
-    def look() -> None:
-        while not program.calls() and not over.wait(0.01):
-            pass
-        seen.extend(told_to(str(house)))
-
-    (looker := threading.Thread(target=look)).start()
-    try:
-        program.ask(user("the prompt"), scenario="slow")
-    finally:
-        over.set()
-        looker.join()
+    request = {"system": "SYS", "turns": [user("the prompt")], "schema": None}
+    with pytest.raises(CallFailed, match="late"):
+        program.module.call(program.target("hang"), request, Brief(looked_at))
     everything = b"\0".join(seen)
     assert b"sk-canary-key" in everything
     assert b"sk-canary-env" not in everything
