@@ -198,7 +198,7 @@ def test_a_key_file_that_others_can_reach_is_refused(sh, home, server, configure
 
 
 def test_a_key_is_typed_at_a_hidden_prompt(sh, home):
-    ran = sh(f"(sleep 1; echo {KEY}) | script -qec 'mllm keys set groq' /dev/null")
+    ran = sh(f"(until grep -q 'Key of groq: ' shown 2>/dev/null; do sleep 0.05; done; echo {KEY}) | script -qefc 'mllm keys set groq' shown")
     assert ran.status == 0 and ran.out.startswith("Key of groq: ")
     assert (home / ".config/mllm-pipe/keys/groq").read_text() == f"{KEY}\n"
 
