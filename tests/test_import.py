@@ -202,7 +202,7 @@ def test_a_session_is_picked_at_a_terminal(home, work):
                               stderr=theirs, stdout=subprocess.PIPE) as child:  # fmt: skip
             os.close(theirs)
             shown = b""
-            while b"Which?" not in shown:
+            while b"Enter: 1] " not in shown:
                 shown += os.read(ours, 4096)
             os.write(ours, key)
             out = child.stdout.read()

@@ -159,6 +159,7 @@ class Played:
         await_read(self.connection, self.server.closing)
         self.server.closing.wait(0.1)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
 
     def chunk(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data)
@@ -322,7 +323,15 @@ class Chaos:
     def __exit__(self, *_: Any) -> None:
         self.closing.set()
         for listening in (self.listening, self.other):
+            listening.shutdown(socket.SHUT_RDWR)  # who waits in accept() would not see that it is closed
             listening.close()
+
+    def came(self, fault: str, dialect: str, count: int = 1) -> int:
+        """How many requests came for it. A client may have left before we read what it sent: so many are waited for."""
+        until = time.monotonic() + 60
+        while (asked := self.asked[f"{fault}/{dialect}"]) < count and time.monotonic() < until:
+            time.sleep(0.01)
+        return asked
 
     def accept(self, listening: socket.socket, deal: Callable[[socket.socket], None]) -> None:
         while not self.closing.is_set():
