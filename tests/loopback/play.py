@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import socket
 from typing import Any
 
 import orjson
@@ -25,9 +26,10 @@ class Play(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, play: Callable[[int, str], tuple[int, dict[str, str], str]]) -> None:
+    def __init__(self, play: Callable[[int, str], tuple[int, dict[str, str], str]], sent: Callable[[int, socket], None] | None = None) -> None:
+        """sent: is given the number of a call and its connection once its answer has been sent."""
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.play, self.lock = play, threading.Lock()
+        self.play, self.sent, self.lock = play, sent, threading.Lock()
         self.count = self.inside = self.most = 0
         self.texts: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -68,3 +70,5 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+        if server.sent:
+            server.sent(number, self.connection)
