@@ -67,11 +67,20 @@ def group(work: Path):
 
 def kill(home: Path, stage: int | None) -> None:
     """Kill -9 the process that is this stage of the group in this home; None: the group's own, and see its stages go."""
-    in_home, stages = set(carrying(f"HOME={home}\0")), set(carrying("MLLM_STAGE="))
-    (victim,) = in_home & set(carrying(f"MLLM_STAGE={stage}\0")) if stage else in_home & set(carrying("bin/group\0")) - stages
-    os.kill(victim, signal.SIGKILL)
-    until = time.monotonic() + 20
-    while stage is None and (left := in_home & set(carrying("MLLM_STAGE="))):
+    until, victims = time.monotonic() + 60, set[int]()
+    while len(victims) != 1:  # what is known of one that is about to become another program is missing, or of before
+        assert time.monotonic() < until, f"{victims} are not one"
+        in_home, stages = set(carrying(f"HOME={home}\0")), set(carrying("MLLM_STAGE="))
+        victims = in_home & set(carrying(f"MLLM_STAGE={stage}\0")) if stage else in_home & set(carrying("bin/group\0")) - stages
+    os.kill(victims.pop(), signal.SIGKILL)
+    if stage is None:
+        gone(home)
+
+
+def gone(home: Path) -> None:
+    """Wait until no stage of a group in this home is left."""
+    until = time.monotonic() + 60
+    while left := set(carrying(f"HOME={home}\0")) & set(carrying("MLLM_STAGE=")):
         assert time.monotonic() < until, f"{left} outlive the group"
 
 
@@ -169,6 +178,7 @@ def test_a_batch_through_a_group_that_is_killed_again_and_again_has_one_paid_ans
             while desk.count < until and victim.poll() is None:
                 os.sched_yield()
             victim.kill()
+    gone(home)
     with start() as last:
         assert (last.communicate()[1], last.returncode) == (b"", 0)
     made = [orjson.loads(one) for one in (work / "out").read_bytes().splitlines()]

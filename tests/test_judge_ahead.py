@@ -19,7 +19,7 @@ from mllm_pipe.stream import Thread
 pytestmark = pytest.mark.skipif(processors() < 2 or not os.path.isdir("/proc/self"), reason="needs two processors, and /proc")
 
 MASK = """sed -E 's/[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{21}/ID/g; s/"at":"[^"]*"/AT/g'"""
-GONE = "for i in $(seq 40); do grep -qs 'State:.[^Z]' /proc/$child/status || break; sleep 0.1; done; echo $((i < 40))"
+GONE = "for i in $(seq 600); do grep -qs 'State:.[^Z]' /proc/$child/status || break; sleep 0.1; done; echo $((i < 600))"
 CHILD = "until child=$(cat /proc/$pid/task/$pid/children); [ $child ]; do kill -0 $pid || exit 9; done"
 
 
@@ -67,7 +67,7 @@ def test_two_processes_write_what_one_does(sh, work, line):
     odd(work, 5000)
     line = line.replace("CHECKS", "--check contains:known --check max-chars:900 --check 'regex:answer is [0-9]+'")
     both = f"{{ {line}; }} > $name 2> $name.err; echo ${{PIPESTATUS[*]}} $? >> $name.err; {MASK} $name $name.err > $name.masked"
-    ran = sh(f"name=two; {both}; name=one; taskset -cp 0 $$ > cpu; {both}; cmp one.masked two.masked; wc -l < one.masked")
+    ran = sh(f"name=two; {both}; name=one; taskset -cp {min(os.sched_getaffinity(0))} $$ > cpu; {both}; cmp one.masked two.masked; wc -l < one.masked")
     assert (ran.status, ran.err) == (0, "") and int(ran.out) > 4
 
 
@@ -97,11 +97,13 @@ def test_who_ends_the_other_process_in_the_midst_loses_nothing_either(sh, work, 
 
 
 def test_who_kills_the_command_in_the_midst_has_whole_verdicts_and_no_orphan(sh, work):
+    """But for the last line: a kernel that is told to kill may stop in the middle of a write."""
     (work / "in").write_bytes(b"\n".join(flat(many(20_000))) + b"\n")
     ran = sh(f"judge --check contains:known < in > out & pid=$!; {CHILD}; until [ -s out ]; do :; done; kill -9 $pid; wait $pid; "
-             f"echo $?; {GONE}; n=$(jq -r 'select(.pass).thread' out | wc -l); head -n $((2 * n)) in > begun; "
-             "grep -v verdict out | cmp - begun; echo $((0 < n && n < 20000))")  # fmt: skip
-    assert (ran.status, ran.out) == (0, "137\n1\n1\n")
+             f"echo $?; {GONE}; [ -z \"$(tail -c 1 out)\" ] || sed -i '$d' out; n=$(jq -r 'select(.pass).thread' out | wc -l); "
+             "echo $((0 < n && n < 20000)); grep -v verdict out > said; head -n $(wc -l < said) in | cmp - said; "
+             "m=$(($(wc -l < said) / 2)); echo $((n <= m && m <= n + 1))")  # fmt: skip
+    assert (ran.status, ran.out) == (0, "137\n1\n1\n1\n")
 
 
 @pytest.mark.parametrize(("end", "status"), [

@@ -43,7 +43,7 @@ def listening(handle):
 
     def one(connection):
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(20)
+            connection.settimeout(120)
             handle(connection)
 
     def accept():
@@ -54,17 +54,19 @@ def listening(handle):
 
     accepting = threading.Thread(target=accept)
     accepting.start()
-    yield socket_.getsockname()[1]
-    socket_.shutdown(socket.SHUT_RDWR)
-    accepting.join()
-    for thread in threads:
-        thread.join()
-    socket_.close()
+    try:
+        yield socket_.getsockname()[1]
+    finally:
+        socket_.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for thread in threads:
+            thread.join()
+        socket_.close()
 
 
-def secured(port, certificate, host=NAME, timeout=10.0):
+def secured(port, certificate, host=NAME, timeout=60.0):
     where = socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)[0]
-    connection = _socket.connected(where, 5.0)
+    connection = _socket.connected(where, 60.0)
     try:
         return _tls.Secured(connection, ssl.create_default_context(cafile=certificate), host, timeout)
     except _clock.Broken:
@@ -74,7 +76,7 @@ def secured(port, certificate, host=NAME, timeout=10.0):
 
 def read_all(connection, most=1000):
     data = b""
-    while piece := connection.read(most, 10):
+    while piece := connection.read(most, 60):
         data += piece
     return data
 
@@ -96,7 +98,7 @@ def test_what_is_sent_comes_back_be_it_large_and_with_or_without_a_goodbye(certi
 
     with listening(echo) as port:
         connection = secured(port, certificate)
-        connection.write(data, 10)
+        connection.write(data, 60)
         assert read_all(connection) == data
         connection.close()
 
@@ -153,7 +155,7 @@ def test_one_that_rests_has_news_when_the_other_side_has_closed_it(certificate):
 
     with listening(handle) as port:
         connection = secured(port, certificate)
-        assert connection.read(100, 10) == b"word"
+        assert connection.read(100, 60) == b"word"
         assert not connection.has_news()
         close.set()
         beneath = connection.inner.sock
@@ -256,7 +258,7 @@ def test_through_a_proxy_whose_own_connection_may_be_tls(sh, batch, certificate,
     asked, there = [], threading.Barrier(6)
 
     def answer(connection, _):
-        there.wait(20)  # all six are at once
+        there.wait(120)  # all six are at once
         connection.sendall(CHUNKED)
         return True
 
@@ -273,7 +275,7 @@ def test_through_a_proxy_whose_own_connection_may_be_tls(sh, batch, certificate,
 
         batch(6)
         with listening(proxy) as port:
-            ran = sh(f"https_proxy={scheme}://127.0.0.1:{port} timeout 30 dispatch -q -j 6 --to openai-chat/m "
+            ran = sh(f"https_proxy={scheme}://127.0.0.1:{port} timeout 300 dispatch -q -j 6 --to openai-chat/m "
                      f"--base-url https://{NAME} < in | grep -c '\"content\":\"yes\"'",
                      SSL_CERT_FILE=str(certificate))  # fmt: skip
     assert ran == (0, "6\n", "") and asked == [f"CONNECT {NAME}:443 HTTP/1.1".encode()] * 6

@@ -38,6 +38,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
@@ -178,6 +179,13 @@ class Loopback(ThreadingHTTPServer):
         """The paid calls among `requests`, of one scenario (with ~TAG, if it has one) or of all."""
         return [r for r in list(self.requests) if r["call"] and scenario in (
             None, f"{r['scenario']}~{r['tag']}" if r["tag"] else r["scenario"])]
+
+    def came(self, count: int) -> int:
+        """How many paid calls came. A client may have left before we read what it sent: so many are waited for."""
+        until = time.monotonic() + 60
+        while len(self.calls()) < count and time.monotonic() < until:
+            time.sleep(0.01)
+        return len(self.calls())
 
     def note(self, scenario: str, tag: str, call: bool, request: dict[str, Any]) -> str:
         """Keeps a request; the scenario to play now (`429x2` is 429 or ok)."""
