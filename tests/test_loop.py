@@ -18,6 +18,8 @@ from mllm_pipe.calling.crew import FAILED, READ, Crew
 from mllm_pipe.calling.loop import FEW, Loop, Queue
 from mllm_pipe.runtimes import _http
 
+LONG_S = 120.0  # only what hangs takes so long
+
 
 @contextlib.contextmanager
 def running():
@@ -27,7 +29,7 @@ def running():
     thread.start()
     yield loop
     loop.end()
-    thread.join(20)
+    thread.join(LONG_S)
     assert not thread.is_alive()
 
 
@@ -51,12 +53,14 @@ def test_all_calls_are_in_one_thread_and_go_on_in_the_order_in_which_their_waits
     order, threads = [], set()
 
     def after(seconds):
+        until = time.monotonic() + seconds  # who begins later, on a machine that is busy, waits for longer
         waiting.sleep(seconds)
-        order.append(seconds)
+        assert time.monotonic() >= until
+        order.append(until)
         threads.add(threading.get_ident())
 
-    done_by(*(lambda seconds=seconds: after(seconds) for seconds in (0.3, 0.1, 0.2, 0.0)))
-    assert order == [0.0, 0.1, 0.2, 0.3] and len(threads) == 1
+    assert done_by(*(lambda seconds=seconds: after(seconds) for seconds in (0.3, 0.1, 0.2, 0.0))) == [None] * 4
+    assert len(order) == 4 and order == sorted(order) and len(threads) == 1
 
 
 def test_who_waits_for_a_socket_lets_the_others_go_on():
@@ -65,12 +69,12 @@ def test_who_waits_for_a_socket_lets_the_others_go_on():
 
         def reads():
             assert not waiting.ready(here, waiting.READ, 0.05), "nothing is there yet"
-            assert waiting.ready(here, waiting.READ, 20)
+            assert waiting.ready(here, waiting.READ, LONG_S)
             return here.recv(10)
 
         def writes():
             waiting.sleep(0.2)
-            assert waiting.ready(there, waiting.WRITE, 20)
+            assert waiting.ready(there, waiting.WRITE, LONG_S)
             return there.send(b"word")
 
         assert done_by(reads, writes) == [b"word", 4]
@@ -78,34 +82,48 @@ def test_who_waits_for_a_socket_lets_the_others_go_on():
 
 
 def test_what_came_while_another_call_was_busy_is_not_late():
-    (here, there), (heard, told) = socket.socketpair(), socket.socketpair()
-    with here, there, heard, told:
-        told.send(b"!")
+    late = True
+    while late:  # a machine that is busy itself may have the word sent after the limit
+        (here, there), (heard, told) = socket.socketpair(), socket.socketpair()
+        with here, there, heard, told:
+            limit, sent = [], []
 
-        def busy():
-            assert waiting.ready(heard, waiting.READ, 20)
-            there.send(b"word")
-            time.sleep(0.3)  # as to look through a long answer takes
+            def waits(here=here, told=told, limit=limit):
+                told.send(b"!")
+                limit.append(time.monotonic() + 0.1)
+                return waiting.ready(here, waiting.READ, 0.1)
 
-        assert done_by(lambda: waiting.ready(here, waiting.READ, 0.1), busy) == [True, None]
+            def busy(heard=heard, there=there, sent=sent):
+                assert waiting.ready(heard, waiting.READ, LONG_S)
+                there.send(b"word")
+                sent.append(time.monotonic())
+                time.sleep(0.3)  # as to look through a long answer takes
+
+            found = done_by(waits, busy)
+            late = sent > limit
+    assert found == [True, None]
 
 
 def test_what_came_while_the_command_was_stopped_is_not_late(sh, work, batch):
     batch(5)
     there, stopped = threading.Barrier(5), threading.Event()
+    limit_s = 0.0  # none at first, to know how long all takes here and now
 
     def play(number, text):
-        if there.wait(20) == 0:
+        if there.wait(LONG_S) == 0 and limit_s:
             command = int((work / "pid").read_text())
             os.kill(command, signal.SIGSTOP)
-            threading.Timer(2.0, os.kill, (command, signal.SIGCONT)).start()
+            threading.Timer(limit_s + 0.5, os.kill, (command, signal.SIGCONT)).start()
             stopped.set()
-        stopped.wait(20)
+        assert not limit_s or stopped.wait(LONG_S)
         return 200, {}, "yes"
 
     with Play(play) as server:
-        line = "dispatch -q -j 5 --max-retries 0 --first-token 1.5 --to openai-chat:m"
-        ran = sh(f"{line} --base-url {server.url} < in > out & echo $! > pid; wait $! && grep -c '\"content\":\"yes\"' out")
+        line = f"dispatch -q -j 5 --max-retries 0 --to openai-chat:m --base-url {server.url}"
+        began = time.monotonic()
+        assert sh(f"set -o pipefail; {line} < in | grep -c '\"content\":\"yes\"'") == (0, "5\n", "")
+        limit_s = 1.0 + 5 * (time.monotonic() - began)
+        ran = sh(f"set -o pipefail; sh -c 'echo $$ > pid; exec {line} --first-token {limit_s}' < in | grep -c '\"content\":\"yes\"'")
     assert ran == (0, "5\n", "")
 
 
@@ -113,7 +131,7 @@ def test_a_short_answer_that_unzips_to_a_long_one_holds_nobody_up():
     pieces, turns = [], []
 
     def long(url):
-        pieces.extend(_http.post(url, {}, b"{}", Io(20)))
+        pieces.extend(_http.post(url, {}, b"{}", Io(LONG_S)))
 
     def other():
         while sum(map(len, pieces)) < 60 << 20:
@@ -131,7 +149,7 @@ def test_what_blocks_steps_aside():
     other = threading.Event()
 
     def blocks():
-        return waiting.aside(lambda: other.wait(20) and threading.get_ident())
+        return waiting.aside(lambda: other.wait(LONG_S) and threading.get_ident())
 
     def frees():
         other.set()
@@ -150,19 +168,23 @@ def test_what_is_raised_comes_to_who_asked_and_to_nobody_else():
 
 
 def test_a_map_begins_all_at_once_and_raises_when_all_have_ended():
-    ended = []
+    begun, ended = [], []
 
     def one(number):
+        begun.append(number)
+        until = time.monotonic() + 0.1 * number
         waiting.sleep(0.1 * number)
-        ended.append(number)
+        ended.append((until, len(begun)))
         if number == 1:
             raise ValueError("one")
         return number * 10
 
     assert done_by(lambda: waiting.each(one, [0, 2, 3])) == [[0, 20, 30]]
     ended.clear()
+    begun.clear()
     (failure,) = done_by(lambda: waiting.each(one, [3, 1, 2]))
-    assert isinstance(failure, ValueError) and ended == [1, 2, 3]
+    assert isinstance(failure, ValueError) and sorted(begun) == [1, 2, 3]
+    assert ended == sorted(ended) and [there for _, there in ended] == [3, 3, 3]
 
 
 def test_news_reach_who_waits_whether_a_call_or_a_thread_has_them():
@@ -171,7 +193,7 @@ def test_news_reach_who_waits_whether_a_call_or_a_thread_has_them():
     def waits():
         with changed:
             while not there:
-                assert changed.wait(20)
+                assert changed.wait(LONG_S)
         return there[0]
 
     def tells():
@@ -234,7 +256,7 @@ def test_programs_in_flight_are_at_once(sh, work, batch):
     """Each says something when all eight are there."""
     batch(8)
     (work / "bot").write_text('touch "here.$$"; until [ "$(ls here.* | wc -l)" = 8 ]; do sleep 0.01; done; echo yes\n')
-    assert sh("timeout 20 dispatch -j 8 --to 'exec:sh bot' < in | grep -c '\"content\":\"yes\"'") == (0, "8\n", "")
+    assert sh(f"timeout {LONG_S} dispatch -j 8 --to 'exec:sh bot' < in | grep -c '\"content\":\"yes\"'") == (0, "8\n", "")
 
 
 def test_who_are_asked_the_same_are_asked_at_once_in_flight(sh, batch):
@@ -242,7 +264,7 @@ def test_who_are_asked_the_same_are_asked_at_once_in_flight(sh, batch):
     there = threading.Barrier(6)  # three threads, two agents
 
     def play(number, text):
-        there.wait(20)
+        there.wait(LONG_S)
         return 200, {}, "yes"
 
     with Play(play) as server:
@@ -256,12 +278,12 @@ def test_calls_to_a_server_share_a_thread(sh, batch):
     there, free = threading.Barrier(61), threading.Event()
 
     def play(number, text):
-        there.wait(20)
-        free.wait(20)
+        there.wait(LONG_S)
+        free.wait(LONG_S)
         return 200, {}, "yes"
 
     def looks():
-        there.wait(20)
+        there.wait(LONG_S)
         free.set()
 
     with Play(play) as server:
