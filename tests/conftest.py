@@ -19,7 +19,9 @@ BIN = f"{Path(sys.executable).parent}:{Path(__file__).resolve().parent.parent / 
 DATA = Path(__file__).parent / "data"
 
 # How long an example takes, to draw or to try, says more of the machine and of what else it does than of what is tested.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Each run tries the same ones, so that none fails for what its change has nothing to do with; --hypothesis-profile=default
+# draws new ones.
+settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, nohup ignores SIGHUP, and
@@ -27,11 +29,6 @@ settings.load_profile("any machine")
 for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, handler)
-
-# How long an example takes says more of the machine than of us, and a run is to find what the run before it found;
-# --hypothesis-profile=default draws new ones.
-settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("same")
 
 
 class Ran(NamedTuple):

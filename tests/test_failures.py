@@ -83,14 +83,14 @@ def test_a_wrong_request_and_an_unsure_one_are_never_asked_again(sh, chat, scena
 
 
 def test_silence_is_unknown_and_goes_to_the_fallback_alone(sh, chat):
-    ran = ask(sh, chat, "hang", "--first-token 1", "--fallback exec:cat")
+    ran = ask(sh, chat, "hang", "--first-token 3", "--fallback exec:cat")  # cat, too, must be started by then
     assert (ran.status, ran.err) == (0, "")
     assert attempts(ran) == [("openai-chat", "unknown", "timeout"), ("exec", "ok", None)]
     assert ran.records[2]["author"]["runtime"] == "exec" and len(chat.calls()) == 1
 
 
 def test_a_program_that_is_silent_goes_to_the_fallback_and_one_that_has_begun_does_not(sh):
-    ran = sh("dispatch -q --to 'exec:sleep 60' --first-token 1 --fallback exec:cat --new q | cat")
+    ran = sh("dispatch -q --to 'exec:sleep 60' --first-token 3 --fallback exec:cat --new q | cat")
     assert (ran.status, ran.err) == (0, "")
     assert attempts(ran) == [("exec", "unknown", "timeout"), ("exec", "ok", None)]
     slow = "exec:sh -c 'echo begun; sleep 3.5; echo done'"

@@ -64,11 +64,27 @@ def test_a_signal_while_an_answer_is_written_down_does_not_lose_it(sh, work, hom
     assert [(entry["status"], entry["records"][1]["content"]) for entry in outcomes()] == [("ok", "paid")]
 
 
-def test_what_waits_to_be_asked_again_and_was_not_paid_for_is_no_unknown_call(sh, outcomes):
-    with Play(lambda number, text: (429, {"Retry-After": "40"} if number == 1 else {}, "")) as server:
+class Waited(Play):
+    """Makes the file `heard` once a client has closed its connection, and so has heard the answer."""
+
+    def __init__(self, play, work):
+        super().__init__(play)
+        self.heard = work / "heard"
+
+    def shutdown_request(self, request):
+        request.shutdown(socket.SHUT_WR)
+        while request.recv(1 << 16):
+            pass
+        self.heard.touch()
+        super().shutdown_request(request)
+
+
+def test_what_waits_to_be_asked_again_and_was_not_paid_for_is_no_unknown_call(sh, work, outcomes):
+    with Waited(lambda number, text: (429, {"Retry-After": "40"} if number == 1 else {}, ""), work) as server:
         line = f"dispatch --to openai-chat:m --base-url {server.url} --resume r --new q"
-        ran = sh(f"timeout 3 {line} </dev/null", MLLM_PARENT_RUN_ID="r")
-        assert (ran.status, ran.err) == (124, "")
+        waits = "[ -e heard ] && ! grep -q '^State:.[RD]' /proc/$pid/task/*/status 2>/dev/null"
+        ran = sh(f"{line} </dev/null & pid=$!; until {waits}; do sleep 0.2; done; kill -TERM $pid; wait $pid", MLLM_PARENT_RUN_ID="r")
+        assert (ran.status, ran.err) == (143, "")
         (entry,) = outcomes()
         span, error = entry["records"]
         assert (entry["status"], span["status"], [attempt["code"] for attempt in span["attempts"]]) == ("error", "error", ["rate_limit"])
@@ -83,16 +99,16 @@ def test_who_sends_signals_for_longer_than_it_takes_to_end_is_heard(sh, work, ho
     def play(number, text):
         held.append(open(home / ".local/state/mllm-pipe/journal.jsonl", "ab"))  # noqa: SIM115
         fcntl.flock(held[0], fcntl.LOCK_EX)
+        began.append(time.monotonic())
         (work / "asked").touch()
         over.wait()
         return 200, {}, "late"
 
-    over = threading.Event()
+    over, began = threading.Event(), []
     with Play(play) as server:
-        started = time.monotonic()
         ran = sh(f"dispatch --to openai-chat:m --base-url {server.url} --new q </dev/null >out & pid=$!; "
                  "until [ -e asked ]; do :; done; while kill -TERM $pid 2>/dev/null; do sleep 0.1; done; wait $pid")
-        took = time.monotonic() - started
+        took = time.monotonic() - began[0]
         over.set()
     held[0].close()
     assert ran.status == 143 and 2 < took < 10, (ran, took)
