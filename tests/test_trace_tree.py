@@ -63,7 +63,7 @@ run run-1  ok  group desk  2026-11-24T06:00:00.000Z  460ms  $0.001010
 def test_a_route_by_rule_needs_no_call(sh, work):
     story = Story()
     question = story.ask("I want a refund.")
-    story.route(5, "billing", "rule:refund")
+    story.route(60, "billing", "rule:refund")  # within the millisecond
     story.call(question, 60, 400, "Done.", agent="billing", runtime="echo")
     assert drawn(sh, work, story) == """\
 run run-1  ok  2026-11-24T06:00:00.060Z  400ms  unknown
@@ -161,7 +161,7 @@ def test_a_batch_takes_time_by_its_length(sh, work, form):
 def told(text: str) -> str:
     """The tree with its bars, times and waits masked; how long they are decides whether its head is one line or two."""
     text = re.sub("▕.*▏", "BAR", masked(text))
-    text = re.sub(r"\+?\b\d+(\.\d+)?m?s\b", "T", text)
+    text = re.sub(r"\+?\b(\d+h\d\dm|\d+m\d\ds|\d+(\.\d+)?m?s)\b", "T", text)
     text = re.sub(r"(?<=\S) {2,}", "  ", text)
     return re.sub(r"T  T  ", "T  ", text.replace("+T", "T")).replace("\n│  T  ", "  T  ", 1)
 

@@ -78,7 +78,9 @@ def below(run: Run) -> list[Node]:
             of_thread.setdefault(one["thread"], ([], []))[place].append(one)
     branches = []
     for thread, (stages, findings) in of_thread.items():
-        items: list[tuple[str, Node]] = []
+        # Routes first: one may be of the same millisecond as the call that it led to.
+        routes, others = ([one for one in findings if (one["type"] == "route") is first] for first in (True, False))
+        items: list[tuple[str, Node]] = [(route.get("at", ""), (said(route), [])) for route in routes]
         done: set[str] = set()
         for stage in stages:
             if stage["run_id"] in done:
@@ -88,7 +90,7 @@ def below(run: Run) -> list[Node]:
             nodes: list[Node] = [(one, _under(one)) for one in together]
             node = (f"fan-out of {len(together)}", nodes) if len(together) > 1 else nodes[0]
             items.append((stage["started_at"], node))
-        items += [(finding.get("at", ""), (said(finding), [])) for finding in findings]
+        items += [(finding.get("at", ""), (said(finding), [])) for finding in others]
         items.sort(key=lambda item: item[0])
         branches.append((thread, [node for _, node in items]))
     if len(branches) == 1:
