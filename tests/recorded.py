@@ -20,7 +20,7 @@ class Io:
 
     strict = False
 
-    def __init__(self, seconds=20.0):
+    def __init__(self, seconds=120.0):
         self.ends, self.heard, self.losses = time.monotonic() + seconds, [], None
 
     def text(self, piece):

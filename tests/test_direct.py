@@ -68,7 +68,7 @@ STRICTER = {  # than h11, as Node is: nobody can say how long such an answer is
 
 class Io:
     def left(self):
-        return 5.0
+        return 60.0
 
 
 def ours(data, step):
@@ -85,7 +85,7 @@ def ours(data, step):
 
     sending = threading.Thread(target=send)
     sending.start()
-    clock = _clock.Clock(Io(), 5.0, 5.0)
+    clock = _clock.Clock(Io(), 60.0, 60.0)
     clock.sending()
     answer = _direct.Parsed(_socket.Connection(near), clock)
     heard = []

@@ -93,8 +93,8 @@ def test_a_program_that_is_silent_goes_to_the_fallback_and_one_that_has_begun_do
     ran = sh("dispatch -q --to 'exec:sleep 60' --first-token 3 --fallback exec:cat --new q | cat")
     assert (ran.status, ran.err) == (0, "")
     assert attempts(ran) == [("exec", "unknown", "timeout"), ("exec", "ok", None)]
-    slow = "exec:sh -c 'echo begun; sleep 3.5; echo done'"
-    assert sh(f'dispatch -q --to "{slow}" --first-token 3 --new q --text') == (0, "begun\ndone\n", "")
+    slow = "exec:sh -c 'echo begun; sleep 5.5; echo done'"
+    assert sh(f'dispatch -q --to "{slow}" --first-token 5 --new q --text') == (0, "begun\ndone\n", "")
 
 
 def test_fallbacks_are_asked_in_order_and_the_one_that_answered_is_named(sh, chat):
