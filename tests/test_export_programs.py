@@ -58,7 +58,7 @@ class House:
                                                              "LSP_DOWNLOAD", "SHARE")},
         )  # fmt: skip
         env["PATH"] = f"{PROGRAMS}:{env['PATH']}"
-        ran = subprocess.run(["bash", "-c", line], cwd=self.work, env=env, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run(["bash", "-c", line], cwd=self.work, env=env, capture_output=True, text=True, timeout=900)
         return Ran(ran.returncode, ran.stdout, ran.stderr)
 
     def ask(self, program: str, prompt: str, resume: str = "", scenario: str = "ok") -> Ran:
@@ -280,13 +280,13 @@ def test_at_a_terminal_the_conversation_is_shown_and_goes_on(house, target):
     """ if target == "codex" else ":"  # fmt: skip
     line = f"""
         trap '{tmux} kill-server; {ended}' EXIT
-        until_there() {{ for _ in $(seq 300); do {tmux} capture-pane -p | grep -q "$1" && return; sleep 0.1; done; return 1; }}
+        until_there() {{ for _ in $(seq 3000); do {tmux} capture-pane -p | grep -q "$1" && return; sleep 0.1; done; return 1; }}
         TERM=xterm-256color {tmux} -f /dev/null new-session -d -x 120 -y 50 '{made["command"]} {model}'
         until_there '{ASKED}' && until_there LOOPBACK-OK || {{ {tmux} capture-pane -p; exit 1; }}
         until {tmux} capture-pane -p | grep -q '[^"]next$\\|[> ]next  *'; do
             {tmux} send-keys C-u; {tmux} send-keys -l next; sleep 1; done
         {tmux} send-keys Enter
-        for _ in $(seq 300); do [ $({tmux} capture-pane -p | grep -c LOOPBACK-OK) -gt 1 ] && exit; sleep 0.1; done
+        for _ in $(seq 3000); do [ $({tmux} capture-pane -p | grep -c LOOPBACK-OK) -gt 1 ] && exit; sleep 0.1; done
         {tmux} capture-pane -p; exit 1
     """
     ran = there.sh(line)

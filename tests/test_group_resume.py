@@ -17,6 +17,7 @@ from conftest import environment
 from loopback import MARKER
 from loopback.play import Play
 from programs import carrying
+from test_recall import whole
 
 STAGES = ("writer", "reviewer", "judge")
 PASS, FAIL = (f'{{"criteria":[{{"name":"correctness","score":{score},"reason":"r"}}]}}' for score in (5, 1))
@@ -87,7 +88,8 @@ def gone(home: Path) -> None:
 def outcomes(home: Path) -> Counter[str]:
     """How often the journal has a whole answer for each key."""
     lines = (home / ".local/state/mllm-pipe/journal.jsonl").read_bytes().splitlines()
-    return Counter(one["key"] for one in map(orjson.loads, lines) if one["type"] == "outcome" and one["status"] == "ok")
+    entries = map(orjson.loads, filter(whole, lines))  # who was killed may have cut one
+    return Counter(one["key"] for one in entries if one["type"] == "outcome" and one["status"] == "ok")
 
 
 def run_of(home: Path) -> str:

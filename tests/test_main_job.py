@@ -104,7 +104,7 @@ def test_a_vendors_failure_is_ours_with_the_right_status(sh, work, program, scen
     with serve(dialect) as server:
         base = server.url(scenario) + ("/v1" if program == "codex" else "")
         path = Path(FOUND[program]).parent
-        ran = sh(f'PATH="{path}:$PATH" dispatch --to {program} --new q --timeout 60 | cat; exit ${{PIPESTATUS[0]}}',
+        ran = sh(f'PATH="{path}:$PATH" dispatch --to {program} --new q --timeout 300 | cat; exit ${{PIPESTATUS[0]}}',
                  **{url: base, key: "sk-canary-3"})  # fmt: skip
     assert ran.status == status, ran.err
     assert ran.kinds() == "begin user span error failed end"
