@@ -97,16 +97,21 @@ def find(provider: str | None, model: str | None) -> Row | None:
 
 def of(target: Json) -> Row | None:
     """The row of a target's model, None if it is unknown: of the vendor that the target is by the name of its runtime,
-    by its kind where the user gave it another name, by its preset, or, for opencode, by PROVIDER/MODEL."""
+    by its kind where the user gave it another name, by its preset or its host, or, for opencode, by PROVIDER/MODEL."""
     vendors, model = [target["runtime"], target["kind"]], target.get("model")
     if target["kind"] == "opencode":
         vendor, _, model = (model or "").partition("/")
         vendors = [vendor]
     elif target["kind"] == "openai-chat":
-        elsewhere = target.get("base_url") or os.environ.get("OPENAI_BASE_URL")
-        vendors.append((target.get("profile") or {}).get("provider") or ("" if elsewhere else "openai"))
+        vendors.append((target.get("profile") or {}).get("provider") or _host(target) or "openai")
     rows = (find(vendor, model) for vendor in vendors)
     return next((row for row in rows if row), None)
+
+
+def _host(target: Json) -> str:
+    from mllm_pipe.runtimes._endpoint import endpoint
+
+    return endpoint(target.get("base_url") or os.environ.get("OPENAI_BASE_URL") or "")
 
 
 def _names(provider: str, model: str) -> Iterator[str]:

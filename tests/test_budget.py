@@ -60,6 +60,15 @@ def test_a_price_that_nobody_knows_can_be_no_part_of_a_limit(sh):
     assert ran.status == 2 and "its model is not named; say -m MODEL; or limit tokens" in ran.err
 
 
+def test_a_vendor_by_its_own_address_costs_what_it_costs_by_its_name(sh):
+    line = "dispatch --to openai-chat:gpt-5-nano --max-cost 0.000001 --new q --text"
+    by_name = sh(line, **KEY)
+    assert by_name.status == 4 and "the budget of $0.000001 has $0.000001 left, and this call could cost $" in by_name.err
+    for variable in ("https://api.openai.com/v1", "https://API.openai.com/v1/"):
+        by_address = sh(line, OPENAI_BASE_URL=variable, **KEY)
+        assert (by_address.status, by_address.err.split(": ")[2:]) == (4, by_name.err.split(": ")[2:])
+
+
 @pytest.mark.parametrize(("budget", "status", "why"), [
     ("day_tokens=100", 4, "the budget of 100 tokens a day has 100 tokens left, and this call could cost "),
     ("run_tokens=100, day_tokens=1000", 4, "the budget of 100 tokens a run has 100 tokens left, and this call could"),
