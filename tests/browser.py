@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -76,7 +77,8 @@ class Browser:
 def browser(width: int = 1280, height: int = 900) -> Iterator[Browser]:
     """A browser with a new profile, which ends with the context."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        place = os.environ | {"TMPDIR": "/tmp"}  # a socket is to be there, whose path has a hundred characters at most
+        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=place)
         try:
             base = f"http://127.0.0.1:{_port(driver)}"
             options = {"args": [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]}
