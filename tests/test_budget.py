@@ -131,7 +131,7 @@ def test_who_was_killed_has_spent_its_worst_case(sh, home):
     day = {"MLLM_BUDGET": "day_tokens=200", "TZ": at_noon()}
     with serve("chat") as server:
         line = f"{CHAT} --timeout 600 --base-url {server.url('hang')}/v1 --new q"
-        sh(f"{line} & pid=$!; until grep -q intent {home}/.local/state/mllm-pipe/journal.jsonl 2>/dev/null; do :; done; "
+        sh(f"{line} & pid=$!; until grep -qs intent ~/.local/state/mllm-pipe/journal.jsonl; do :; done; "
            "kill -9 $pid; wait $pid", **day)  # fmt: skip
         ran = sh(f"timeout 300 {CHAT} --base-url {server.url('ok')}/v1 --new q", **day)
     assert ran.status == 4 and "the budget of 200 tokens a day has " in ran.err and "waiting" not in ran.err

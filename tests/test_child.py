@@ -132,7 +132,7 @@ def test_text_comes_as_it_is_written(tmp_path: Path) -> None:
 
     opener = threading.Thread(target=open_gate)
     opener.start()
-    result = command.call({"argv": ["sh", "-c", f"echo first; cat {gate}; echo second"]}, view("x"), io)
+    result = command.call({"argv": ["sh", "-c", f"echo first; cat '{gate}'; echo second"]}, view("x"), io)
     opener.join()
     assert io.pieces == ["first", "\nsecond"]
     assert text_of(result) == "first\nsecond"
@@ -229,7 +229,7 @@ def test_the_working_directory_is_the_one_asked_for(tmp_path: Path) -> None:
     pieces = bytearray()
     _child.run(["sh", "-c", "pwd -P; echo $PWD"], stdin=b"", env=ENV, cwd=str(tmp_path), left=lambda: 9.0,
                on_bytes=pieces.extend)  # fmt: skip
-    assert pieces.decode().split() == [str(tmp_path)] * 2
+    assert pieces.decode().splitlines() == [str(tmp_path)] * 2
 
 
 def test_the_deadline_ends_the_whole_group(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_sessions_are_found_by_directory_by_id_and_by_age(sh, home, work, progra
     other = lay(home, program, "/elsewhere", OTHER[program])
     place = lay(home, program, work)
     before = state(home)
-    whole = sh(f"thread-import --from {program} {place if program != 'opencode' else IDS[program]} > t; cat t").out
+    whole = sh(f"thread-import --from {program} '{place if program != 'opencode' else IDS[program]}' > t; cat t").out
     assert whole
     for asked in ("--last", IDS[program], IDS[program][:-4]):
         assert sh(f"thread-import --from {program} {asked} > t; cat t").out == whole, asked
@@ -269,7 +269,7 @@ def test_reasoning_images_and_a_compaction_arrive_as_records(sh, work):
         ("a", "message", [{"type": "reasoning", "text": "Four.", "raw": thought}, {"type": "text", "text": "A dot."}]),
         ("c", "summary", [{"type": "text", "text": "They spoke of a dot."}]), ("v", "message", "And now?")]  # fmt: skip
     assert ran.records[2]["covers"] == ["u", "a"]
-    back = sh("thread-export -q --to claude --format json < t | jq -r .path | xargs jq -c .message.content").out
+    back = sh("thread-export -q --to claude --format json < t | jq -r .path | tr '\\n' '\\0' | xargs -0 jq -c .message.content").out
     assert [orjson.loads(one) for one in back.splitlines()][:2] == [
         [{"type": "text", "text": "What is this?"}, image], [thought, {"type": "text", "text": "A dot."}]]  # fmt: skip
 

@@ -115,9 +115,9 @@ def test_results_of_another_agents_calls_are_quoted_as_its_calls_are(sh, work, p
     write(work / "m", AGENT)
     ran = sh("thread-append - --thread x < m > t; thread-export -q --to anthropic -m m < t | "
              "jq -r '.messages[].content[].text' > body; "
-             f"thread-export --to {program} --format json < t | jq -r .path > p; thread-import --from {program} $(cat p) | "
+             f"thread-export --to {program} --format json < t | jq -r .path > p; thread-import --from {program} \"$(cat p)\" | "
              "jq -r 'select(.role) | .content | if type == \"string\" then . else .[].text end' | diff - body")  # fmt: skip
-    assert (ran.status, ran.out) == (0, "") and re.fullmatch(r"thread-export: thread x: /\S+\n", ran.err)
+    assert (ran.status, ran.out) == (0, "") and re.fullmatch(r"thread-export: thread x: /.+\n", ran.err)
     assert "[result of c: a b]" in (work / "body").read_text()
 
 
@@ -189,8 +189,8 @@ def test_a_call_from_before_there_were_tools_has_its_result(sh, work):
 @pytest.mark.parametrize("program", ["claude", "codex", "gemini", "llm"])
 def test_what_is_no_session_where_one_belongs_is_left_and_the_new_one_gets_another_id(sh, program, there):
     export = f"thread-export -q --to {program} --format json < t | jq -r .path"
-    ran = sh(f"thread-append --new --thread x hi > t; p=$({export}); rm $p; {there} $p; q=$({export}); "
-             f"[ -f $q ] && [ $p != $q ] && [ $({export}) = $q ] && [ ! -f $p ]")  # fmt: skip
+    ran = sh(f"thread-append --new --thread x hi > t; p=$({export}); rm \"$p\"; {there} \"$p\"; q=$({export}); "
+             f'[ -f "$q" ] && [ "$p" != "$q" ] && [ "$({export})" = "$q" ] && [ ! -f "$p" ]')  # fmt: skip
     assert ran == (0, "", "")
 
 
@@ -206,11 +206,11 @@ AS_OTHERS = "" if os.geteuid() else "setpriv --bounding-set -dac_override,-dac_r
 @pytest.mark.parametrize("program", ["claude", "codex", "gemini"])
 def test_what_cannot_be_read_is_said_and_the_others_are_listed(sh, program):
     ran = sh(f"for i in 1 2; do thread-append --new --thread x$i hi | thread-export -q --to {program} --format json; done | "
-             "jq -r .path > p; chmod 0 $(head -n 1 p); "
-             f"{AS_OTHERS}thread-import --from {program} --list; s=$?; chmod 600 $(cat p); exit $s")  # fmt: skip
+             "jq -r .path > p; chmod 0 \"$(head -n 1 p)\"; "
+             f"{AS_OTHERS}thread-import --from {program} --list; s=$?; tr '\\n' '\\0' < p | xargs -0 chmod 600; exit $s")  # fmt: skip
     assert (ran.status, len(ran.records)) == (66, 1) and ran.err.endswith(".jsonl: Permission denied\n")
-    folder = "~/.gemini/tmp" if program == "gemini" else "$(dirname $(head -n 1 p))"
-    ran = sh(f"f={folder}; chmod 0 $f; {AS_OTHERS}thread-import --from {program} --list --all; chmod 700 $f")
+    folder = "~/.gemini/tmp" if program == "gemini" else "\"$(dirname \"$(head -n 1 p)\")\""
+    ran = sh(f"f={folder}; chmod 0 \"$f\"; {AS_OTHERS}thread-import --from {program} --list --all; chmod 700 \"$f\"")
     assert ran.out == "" and ran.err.endswith(": Permission denied; what sessions it has is not seen\n")
 
 

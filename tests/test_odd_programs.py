@@ -11,7 +11,7 @@ import pytest
 from odd import odd
 from programs import KEYS, MODELS
 
-SCRIPT = '#!/bin/sh\nn=$( (cat; for f; do cat -- "${f#*=}" 2>/dev/null; done) | grep -ao "ask-[0-9]*" | tail -n 1)\ncat %s/events/"$n"\n'
+SCRIPT = '#!/bin/sh\nn=$( (cat; for f; do cat -- "${f#*=}" 2>/dev/null; done) | grep -ao "ask-[0-9]*" | tail -n 1)\ncat "%s/events/$n"\n'
 USED = {"total_tokens": 9, "input_tokens": 3, "output_tokens": 2, "cached": 1, "models": {"g": {"total_tokens": 9}}}
 EVENTS = {
     "claude": [
@@ -52,7 +52,7 @@ def test_one_odd_value_of_a_program_fails_its_thread_at_most(sh, home, work, pro
     lines = [{"v": 1, "type": "message", "thread": f"t{number}", "id": "q", "role": "user", "content": f"ask-{number}"}
              for number in range(len(said))]  # fmt: skip
     (work / "asked").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    to = f"{KEYS[program]}=k PATH={work}/bin:$PATH dispatch -q --max-retries 0 --to {program}:{MODELS[program]}"
+    to = f"{KEYS[program]}=k PATH='{work}/bin':$PATH dispatch -q --max-retries 0 --to {program}:{MODELS[program]}"
     ran = sh(f"{to} --base-url http://127.0.0.1:9 < asked > out; echo $?; mllm validate < out")
     assert ran.out.startswith("3\n") and ran.out.endswith(" records hold to the envelope, 0 lines do not\n"), ran.err
     records = [json.loads(line) for line in (work / "out").read_text().splitlines()]

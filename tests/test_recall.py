@@ -265,7 +265,7 @@ def test_a_line_of_the_journal_that_was_torn_is_no_answer(sh, home):
     """A writer was killed in the middle of an outcome, and another came after it."""
     line = "dispatch -q --to 'exec:sh -c \"echo x >> asked; wc -l < asked\"' --text --new --resume nightly q"
     assert sh(line, **RUN) == (0, "1\n", "")
-    torn = f"truncate -s -30 {home}/.local/state/mllm-pipe/journal.jsonl; dispatch --to echo --new other > /dev/null 2>&1; "
+    torn = "truncate -s -30 ~/.local/state/mllm-pipe/journal.jsonl; dispatch --to echo --new other > /dev/null 2>&1; "
     ran = sh(torn + line, **RUN)
     assert (ran.status, ran.out) == (3, "") and "this run has asked and not heard the answer" in ran.err
     assert sh(f"{line} --retry-unknown; {line}", **RUN) == (0, "2\n2\n", "")
@@ -276,5 +276,5 @@ def test_a_line_of_the_journal_that_was_torn_is_no_answer(sh, home):
 def test_a_journal_that_cannot_be_read_is_told(sh, home, made, why):
     path = home / ".local/state/mllm-pipe/journal.jsonl"
     path.parent.mkdir(parents=True)
-    ran = sh(f"{made} {path}; dispatch --to echo --new q --text --resume nightly", **RUN)
+    ran = sh(f"{made} '{path}'; dispatch --to echo --new q --text --resume nightly", **RUN)
     assert ran == (74, "", f"dispatch: {path} cannot be read: {why}\n")
