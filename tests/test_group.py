@@ -326,6 +326,18 @@ def test_a_loop_ends_after_its_rounds_with_no(sh, work):
     assert ran.err.endswith(": still no after 2 rounds\n")
 
 
+def test_what_a_gate_among_the_stages_says_makes_no_round_of_an_answer_that_passes(sh, work):
+    (work / "writer").write_text("#!/bin/sh\necho x >> asked; echo 42\n")
+    (work / "writer").chmod(0o755)
+    (work / "g.toml").write_text('stages = ["dispatch --to exec:./writer", "judge --check max-chars:1"]\nuntil = "judge --check regex:[0-9]"\n')
+    ran = sh("group -q g.toml Write. | tee out | cat; exit ${PIPESTATUS[0]}")
+    assert (ran.status, ran.err, ran.kinds()) == (1, "", "begin user assistant span verdict verdict no end")
+    assert (work / "asked").read_text() == "x\n"
+    (work / "in.toml").write_text('stages = ["dispatch --to exec:./writer", "judge --check max-chars:1"]\n')
+    (work / "g.toml").write_text('stages = ["group ./in.toml"]\nuntil = "judge --check regex:x"\nmax_rounds = 2\n')
+    assert (sh("group -q g.toml --new Write. > out").status, (work / "asked").read_text()) == (1, "x\nx\nx\n")
+
+
 def test_in_a_loop_each_thread_goes_round_by_itself(sh, work):
     (work / "g.toml").write_text(LOOP % 3)
     (work / "writer").write_text('#!/bin/sh\ntext=$(cat)\ncase $text in *bad*) exit 4 ;; *now*|*third*) echo third ;; *) echo draft ;; esac\n')
@@ -355,6 +367,27 @@ def test_a_stage_that_dies_in_a_later_round_loses_no_thread(sh, work, stage, sta
 def test_where_nothing_was_asked_there_is_nothing_to_go_on_with(sh, work):
     (work / "g.toml").write_text('stages = ["dispatch"]\n')
     assert sh("group g.toml Hi 2>&1 >/dev/null | tail -n 1").out == "group: g: stage 1 (dispatch) ended with status 2\n"
+
+
+def test_a_run_whose_answers_were_not_kept_is_not_to_be_gone_on_with(sh, work):
+    (work / "g.toml").write_text('stages = ["dispatch --to echo", "dispatch --to exec:false --as b Go."]\n')
+    failed = "group: g: stage 2 (dispatch) ended with status 3"
+    assert sh("group -q g.toml Hi 2>&1 >/dev/null | tail -n 1", MLLM_JOURNAL="spans").out == f"{failed}\n"
+    assert masked(sh("group -q g.toml Hi 2>&1 >/dev/null | tail -n 1").out) == f"{failed}; the same line with --resume ID goes on\n"
+
+
+def test_where_stdout_is_full_a_loop_says_how_to_go_on_too(sh, work):
+    (work / "g.toml").write_text("stages = [\"dispatch --to 'exec:echo 42'\"]\nuntil = 'judge --check contains:42'\n")
+    ran = sh("group -q g.toml Hi > /dev/full")
+    said = "group: stdout cannot be written: No space left on device; the same line with --resume ID goes on\n"
+    assert (ran.status, masked(ran.err)) == (74, said)
+
+
+def test_stdin_is_not_both_the_threads_and_the_prompt(sh, work):
+    (work / "g.toml").write_text('stages = ["dispatch --to echo --text"]\n')
+    said = "group: PROMPT @- is all of stdin, so no thread is left there; to start one with it, say --new @-\n"
+    assert sh("echo plain | group -q g.toml @-") == (2, "", said)
+    assert sh("echo plain | group -q g.toml --new @-") == (0, "plain\n", "")
 
 
 def test_the_lines_of_a_loop_do_the_same_for_one_thread(sh, work):

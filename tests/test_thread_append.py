@@ -173,6 +173,8 @@ def test_sync_is_taken(sh, work):
         ("thread-append --new ''", 2, "TEXT is empty; an empty message is never sent"),
         ("thread-append t", 2, "nothing to append: say a TEXT, or pipe records in: ... | thread-append t"),
         ("thread-append -", 2, "no thread on stdin; to start one: thread-append --new TEXT"),
+        ("thread-append - @-", 2, "stdin is the thread, so @- and -a - have nothing to read; to start one with them, say --new"),
+        ("echo x | thread-append - -a -", 2, "stdin is the thread, so @- and -a - have nothing to read; to start one with them, say --new"),
         ("thread-append . x", 74, ".: Is a directory"),
         ("thread-append /dev/null x", 2, "/dev/null is no regular file; a thread is kept in one"),
         ("thread-append no/where x", 74, "no/where: No such file or directory"),

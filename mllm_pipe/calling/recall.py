@@ -168,9 +168,9 @@ def run_of(wanted: str) -> str:
     return found[0]
 
 
-def has_begun(run: str) -> bool:
-    """True if the journal has a call of this run."""
-    return run in _begun(run)
+def can_go_on(run: str) -> bool:
+    """True if `--resume RUN` has something to go on with: a call of this run, in a journal that keeps answers."""
+    return journal.mode() == "full" and run in _begun(run)
 
 
 def _begun(wanted: str) -> list[str]:

@@ -8,7 +8,7 @@ import click
 
 from mllm_pipe import cli
 from mllm_pipe.envelope import new_id
-from mllm_pipe.errors import NO, OK, Outcome, Stopped, Usage
+from mllm_pipe.errors import NO, OK, Outcome, Stopped, Usage, WriteFailed
 from mllm_pipe.grouping import plan as plans
 from mllm_pipe.grouping.firing import LEFT, Firing
 from mllm_pipe.lineage import inherited_run, offered_run
@@ -44,7 +44,10 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
         raise Usage("PROMPT is empty; an empty message is never sent")
     if new and prompt is None:
         raise Usage("--new starts a thread, and needs a PROMPT")
-    plan = plans.find(name, prompt, new or kind_of(0) in ("terminal", "null"))
+    starts = new or kind_of(0) in ("terminal", "null")
+    if prompt == "@-" and not starts:
+        raise Usage("PROMPT @- is all of stdin, so no thread is left there; to start one with it, say --new @-")
+    plan = plans.find(name, prompt, starts)
     if shown:
         flags = {"--max-cost": max_cost is not None, "--timeout": timeout, "--resume": resume,
                  "--retry-unknown": retry_unknown}  # fmt: skip
@@ -64,6 +67,8 @@ def command(name: str, prompt: str | None, new: bool, resume: str | None, retry_
         if way := _way_on(plan, run):
             say(f"{plan['name']}: ended by a signal{way}")
         raise
+    except WriteFailed as fault:
+        raise WriteFailed(f"{fault}{_way_on(plan, run)}") from None
     if status == LEFT:
         die_by(status - 128)
     if status not in (OK, NO) and firing.why:
@@ -84,9 +89,9 @@ def _fire(plan: plans.Plan, firing: Firing) -> int:
 
 def _way_on(plan: plans.Plan, run: str) -> str:
     """How what was paid for is used, "" if nothing was; where a group is a stage, the outer one says it."""
-    from mllm_pipe.calling.recall import has_begun
+    from mllm_pipe.calling.recall import can_go_on
 
-    return f"; the same line with --resume {run} goes on" if "/" not in plan["path"] and has_begun(run) else ""
+    return f"; the same line with --resume {run} goes on" if "/" not in plan["path"] and can_go_on(run) else ""
 
 
 def _terms(resume: str | None, max_cost: float | None) -> tuple[str, dict[str, str]]:

@@ -54,6 +54,8 @@ def command(file: str | None, text: tuple[str, ...], new: bool, role: str, syste
         raise Usage("no FILE; say FILE, - for the thread on stdin, or --new")
     if wanted is not None and not 0 < len(wanted) <= 200:
         raise Usage("--thread takes an id of 1..200 characters")
+    if file == "-" and ("@-" in text or "-" in files):
+        raise Usage("stdin is the thread, so @- and -a - have nothing to read; to start one with them, say --new")
     as_text = form == "text" or (form is None and kind_of(1) == "terminal")
     outcome, sink = Outcome(), Sink(records=not as_text)
     new_messages = _messages(text, role, system, files)

@@ -60,8 +60,8 @@ class Firing:
             return self._status(running.statuses(), 1)
 
     def rounds(self, sink: Sink, outcome: Outcome, as_text: bool) -> None:
-        """Fire round after round. A thread that passes, or fails, goes out at once; the others go round once more, and
-        after the last round as they are. What came of them is noted in the outcome.
+        """Fire round after round. A thread that the judge passes, or that fails, goes out at once; the others go round
+        once more, and after the last round as they are. What came of them is noted in the outcome.
 
         as_text: a person gets the answers, but those that were seen as they came.
         """
@@ -100,9 +100,10 @@ class Firing:
                         thread = _both(sent, thread)
                     if fault:
                         self._give(thread, "failed", sink, [complaint(fault, thread)])
-                    elif thread.status == "no":
+                    elif thread.status == "no" and (number == self.plan["max_rounds"] or _asked_again(thread)):
                         again.append(thread)
                     else:
+                        outcome.said_no = outcome.said_no or thread.status == "no"  # a gate's, of an answer that stays
                         self._give(thread, thread.status, sink)
                 status = self._status(running.statuses(), number)
                 if status not in (OK, NO):
@@ -220,6 +221,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _asked_again(thread: Thread) -> bool:
+    """True if the judge of the loop has asked for another answer (`--reply`). A handoff's "no" may be that of a gate
+    among the stages, and then there is nothing to answer in a further round."""
+    return bool(branch(thread.records)[-1]["role"] != "assistant")
 
 
 def _both(sent: Thread, cut: Thread) -> Thread:
