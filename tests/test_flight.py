@@ -9,7 +9,6 @@ import shutil
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -17,7 +16,6 @@ from loopback import serve
 from loopback.play import Play
 from loopback.unread import await_read
 
-from mllm_pipe.calling import gate as gates
 from mllm_pipe.calling.gate import FAULTS, Gate, LeftAlone
 from mllm_pipe.envelope import seconds_of
 
@@ -391,10 +389,9 @@ def test_a_key_that_is_refused_is_not_shown_to_the_server_a_thousand_times(sh, b
     assert "left alone after 5 failures in a row, the last: " in ran.err
 
 
-def test_a_pace_that_was_too_much_once_is_not_rushed_at_again(monkeypatch):
+def test_a_pace_that_was_too_much_once_is_not_rushed_at_again():
     """Where each second 429 came within two seconds of the one before, the pace was doubled each second for ever."""
-    monkeypatch.setattr(gates, "time", SimpleNamespace(monotonic=lambda: 1000.0))  # all of it is at once
-    gate = Gate()
+    gate = Gate(clock=lambda: 1000.0)  # all of it is at once
     gate.leave(gate.enter(True), "rate_limit", "slow down")
     for _ in range(20):  # answers to what was asked before
         gate.leave(0.0, "", "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from mllm_pipe.waiting import Changed
@@ -39,9 +40,9 @@ class LeftAlone(Exception):
 class Gate:
     """The way to one target."""
 
-    def __init__(self, rate: float | None = None) -> None:
+    def __init__(self, rate: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """rate: calls a second that the user allows."""
-        self.free = Changed()
+        self.free, self.clock = Changed(), clock
         self.rate, self.pace, self.too_much = rate, rate, float("inf")
         self.next_at = self.cut_at = 0.0
         self.answers = deque[float](maxlen=500)  # when the newest came, to know the pace when there was none
@@ -50,11 +51,11 @@ class Gate:
         self.why = ("", "")
 
     def enter(self, may_wait: bool) -> float:
-        """Wait for one's turn; gives the moment (monotonic) it came. LeftAlone if the target is left alone and there
+        """Wait for one's turn; gives the moment (of the clock) it came. LeftAlone if the target is left alone and there
         is nothing to wait for, or the caller has a better place to go."""
         with self.free:
             while True:
-                now = time.monotonic()
+                now = self.clock()
                 if self.failed >= FAULTS:
                     if self.trial is None and now >= self.open_at:
                         self.trial = now
@@ -78,7 +79,7 @@ class Gate:
     def leave(self, entered: float, code: str, message: str) -> None:
         """How it went: "" for an answer, else the code of the failure. entered: what `enter` gave."""
         with self.free:
-            now = time.monotonic()
+            now = self.clock()
             if code in _SICK or code in _HOPELESS:
                 self._fail(now, entered, code, message)
             else:  # it answered, be it with a refusal
