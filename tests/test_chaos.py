@@ -96,7 +96,7 @@ def played(tmp_path_factory) -> Whole:
     home = tmp_path_factory.mktemp("home")
 
     def run(server: Chaos, fault: str, dialect: str) -> Case:
-        limits = [str(FIRST_TOKEN_S), str(TIMEOUT_S)] if fault in WAITING else ["60", "60"]
+        limits = [str(FIRST_TOKEN_S), str(TIMEOUT_S)] if fault in WAITING else ["600", "600"]
         argv = ["dispatch", "--to", f"{dialect}/m", "--base-url", server.url(fault, dialect, TAILS[dialect]),
                 "--key-env", "CANARY", "--max-retries", "1", "--first-token", limits[0], "--timeout", limits[1],
                 "--retry-after-cap", "5", "--new", SECRET, "--format", "ndjson"]  # fmt: skip
