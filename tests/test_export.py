@@ -37,6 +37,32 @@ def test_no_session_is_overwritten(sh, home, work, program):
     assert Path(made["path"]).read_bytes().endswith(b"{}\n")
 
 
+@pytest.mark.parametrize("program", FILES_OF)
+def test_an_id_that_is_taken_on_any_day_and_in_any_directory_is_not_given_again(sh, work, program):
+    export = f"thread-export -q --to {program} --format json"
+    (made,) = sh(f"thread-append --new --thread t Hello > t; {export} < t").records
+    (work / "sub").mkdir()
+    if program == "codex":
+        old = Path(made["path"]).parents[3] / "2020/01/01" / f"rollout-2020-01-01T00-00-00-{made['session']}.jsonl"
+        old.parent.mkdir(parents=True)
+        made["path"] = str(Path(made["path"]).rename(old))
+    name = made["session"]
+    ran = sh(f"cd sub; thread-import --from {program} {name} | dispatch -q --to echo Go > u; {export} < u; {export} < u")
+    longer, again = ran.records
+    assert (longer, ran.err) == (again, "") and longer["session"] != name and longer["path"] != made["path"]
+    told = "jq -r 'select(.role).content'"
+    assert sh(f"thread-import --from {program} {name} | {told}") == (0, "Hello\n", "")
+    assert sh(f"thread-import --from {program} {longer['session']} | {told}") == (0, "Hello\nGo\nHello\nGo\n", "")
+    assert sh(f"{export} < t").records == [made], "the very same session is there already"
+
+
+@pytest.mark.parametrize("program", FILES_OF)
+def test_threads_of_one_name_that_are_exported_at_once_are_sessions_of_their_own(sh, home, program):
+    one = f"thread-append --new --thread t $i | thread-export -q --to {program} --format json > $i.out"
+    ran = sh(f"for i in 1 2 3; do {one} & done; wait; cat ?.out | jq -r .session | sort -u | wc -l")
+    assert ran == (0, "3\n", "") and len(list(home.rglob("*.jsonl"))) == 3
+
+
 def test_stdout_is_the_command_that_goes_on(sh, home, work):
     (work / "a dir").mkdir()
     ran = sh("thread-append --new --thread t hello | thread-export -q --to claude --cwd 'a dir'")

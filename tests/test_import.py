@@ -192,6 +192,13 @@ def test_what_is_not_there_is_said(sh, asked, status, err):
     assert (ran.status, ran.out, ran.err) == (status, "", f"thread-import: {err}\n")
 
 
+def test_an_id_that_two_sessions_have_is_said_with_their_files(sh, home, work):
+    ours, others = lay(home, "claude", work), lay(home, "claude", "/elsewhere")
+    files = ", ".join(sorted(map(str, (ours, others))))
+    said = f"{IDS['claude']}: 2 sessions have this id; say the FILE: {files}"
+    assert sh(f"thread-import --from claude {IDS['claude']}") == (66, "", f"thread-import: {said}\n")
+
+
 def test_a_session_is_picked_at_a_terminal(home, work):
     """The list and the question go to the terminal of stderr, the thread to stdout; Enter takes the newest."""
     older, _ = lay(home, "claude", work), lay(home, "claude", work, OTHER["claude"])

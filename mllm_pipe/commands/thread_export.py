@@ -117,8 +117,8 @@ def _export(thread: Thread, messages: list[Record], module: Any, cwd: str, agent
             data, losses = module.session(messages, spans, ident, cwd, agent, *([model] if model else []))
         except CallFailed as refused:  # a file that the program has no place for
             raise Missing(str(refused)) from None
-        path = module.place(ident, cwd, at)
-        if module.put(path, data, ident, cwd):
+        path = module.put(data, ident, cwd, at)
+        if path:
             break
         tried = [messages[-1]["id"], tried[1] + 1 if tried else 1]
     _lost(thread, losses)

@@ -12,8 +12,7 @@ and, if sessions of it can be written,
 
     session_id(thread, *more) -> ident    of a new session
     session(messages, spans, ident, cwd, agent) -> (bytes, losses)
-    place(ident, cwd, at) -> path         where it has to lie
-    put(path, data, ident, cwd) -> bool   lays it there; False if there is another one of that id
+    put(data, ident, cwd, at) -> path     lays it where it has to lie; None if there is another one of that id anywhere
     go_on(ident, path) -> [word, ...]     the command that resumes it
 
 and the line writers that its runtime uses for throw-away sessions. Ids of records are those of the foreign lines, so

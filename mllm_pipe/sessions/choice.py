@@ -48,6 +48,9 @@ def named(found: list[Held], name: str) -> Held:
     exact = [one for one in some if one.ident == name]
     if len(exact or some) == 1:
         return (exact or some)[0]
+    if exact:
+        files = ", ".join(sorted(one.path for one in exact))
+        raise Missing(f"{name}: {len(exact)} sessions have this id; say the FILE: {files}")
     why = f"{len(some)} sessions begin so; say more of it" if some else "no such session; --list --all shows them"
     raise Missing(f"{name}: {why}")
 

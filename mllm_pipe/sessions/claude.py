@@ -18,7 +18,7 @@ from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
 from mllm_pipe.sessions import TIME, UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, told, word
 from mllm_pipe.sessions.growing import Frozen, Growing
-from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
+from mllm_pipe.sessions.store import Held, Reader, alone, files_in, held_in, lay, ndjson, says_first
 from mllm_pipe.thread import parts_of as thread_parts
 
 Json = dict[str, Any]
@@ -35,7 +35,7 @@ OF_THE_PROGRAM = ("<system-reminder>", "<command-name>", "<command-message>", "<
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool", "max_tokens": "length", "refusal": "refusal",
           "pause_turn": "pause"}  # fmt: skip
 reader = Reader
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -47,11 +47,6 @@ def held(cwd: str | None) -> list[Held]:
         return held_in(files_in(_projects(), 1, ".jsonl"), str)
     mine = files_in(os.path.join(_projects(), _slug(cwd)), 0, ".jsonl")
     return held_in([path for path in mine if says_first(path, "cwd") in (None, cwd)], str)  # /a-b has the name of /a/b
-
-
-def place(ident: str, cwd: str, _at: str) -> str:
-    """Where a session has to lie to be found from its directory."""
-    return os.path.join(_projects(), _slug(cwd), f"{ident}.jsonl")
 
 
 def go_on(ident: str, _path: str) -> list[str]:
@@ -67,9 +62,12 @@ def _slug(cwd: str) -> str:
     return re.sub(r"[^a-zA-Z0-9]", "-", cwd)
 
 
-def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
-    """Make the session's file; False if another one is there."""
-    return create(path, data)
+def put(data: bytes, ident: str, cwd: str, _at: str) -> str | None:
+    """Make the session's file (see mllm_pipe.sessions); it has to lie in the folder of its directory."""
+    path = os.path.join(_projects(), _slug(cwd), f"{ident}.jsonl")
+    with alone(_projects()):
+        there = files_in(_projects(), 1, f"{ident}.jsonl")
+        return lay(path, data, there) if there in ([], [path]) else None
 
 
 # -- from a session ---------------------------------------------------------------------------------------------------

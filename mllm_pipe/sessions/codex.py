@@ -18,7 +18,7 @@ from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
 from mllm_pipe.sessions import HALF, message, newer, opaque, record, session_id, settled, span, told, word
-from mllm_pipe.sessions.store import Held, Reader, create, files_in, held_in, ndjson, says_first
+from mllm_pipe.sessions.store import Held, Reader, alone, files_in, held_in, lay, ndjson, says_first
 
 Json = dict[str, Any]
 
@@ -35,7 +35,7 @@ PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco"
           "custom_tool_call": "ctc", "custom_tool_call_output": "ctco"}  # fmt: skip
 ITEM_ID = re.compile(r"(msg|fc|fco|rs|ctc|ctco)_[A-Za-z0-9_-]{1,180}", re.ASCII)
 reader = Reader
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -48,12 +48,6 @@ def held(cwd: str | None) -> list[Held]:
     return held_in(paths, lambda stem: stem[-36:])
 
 
-def place(ident: str, _cwd: str, at: str) -> str:
-    """Where a rollout has to lie; the name must end in its id."""
-    return os.path.join(_home(), "sessions", at[:10].replace("-", "/"),
-                        f"rollout-{at[:19].replace(':', '-')}-{ident}.jsonl")  # fmt: skip
-
-
 def go_on(ident: str, _path: str) -> list[str]:
     """The command that resumes a session."""
     return ["codex", "resume", ident]
@@ -63,9 +57,13 @@ def _home() -> str:
     return places.of_program("CODEX_HOME", ".codex")
 
 
-def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
-    """Make the session's file; False if another one is there."""
-    return create(path, data)
+def put(data: bytes, ident: str, _cwd: str, at: str) -> str | None:
+    """Make the rollout (see mllm_pipe.sessions); the program finds one by the end of its name, of whatever day."""
+    stored, endings = os.path.join(_home(), "sessions"), (f"-{ident}.jsonl", f"-{ident}.jsonl.zst")
+    path = os.path.join(stored, at[:10].replace("-", "/"), f"rollout-{at[:19].replace(':', '-')}-{ident}.jsonl")
+    with alone(stored):
+        archived = files_in(os.path.join(_home(), "archived_sessions"), 0, endings)
+        return lay(path, data, [*files_in(stored, 3, endings), *archived])
 
 
 # -- from a session ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
 from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span, word
-from mllm_pipe.sessions.store import Held, Reader, Whole, create, files_in, held_in, ndjson, says_first
+from mllm_pipe.sessions.store import Held, Reader, Whole, alone, create, files_in, held_in, lay, ndjson, says_first
 
 Json = dict[str, Any]
 
@@ -32,7 +32,7 @@ FIRST_ID = hashlib.sha256(b"environment-context").hexdigest()[:32]  # of its tur
 HIDDEN = {"text": "", "thought": False}  # hides the beginning of a turn that would be left out; is itself not sent
 IGNORED = re.compile(r"\s*([/?]|$)")  # such user turns are
 
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -52,20 +52,18 @@ def reader(path: str, ident: str) -> Reader:
     return Whole(path, ident) if path.endswith(".json") else Reader(path, ident)
 
 
-def place(ident: str, cwd: str, at: str) -> str:
-    """Where a session has to lie to be found from its directory."""
-    folder = _folder(cwd) or _free(cwd)
-    return os.path.join(folder, "chats", f"session-{at[:16].replace(':', '-')}-{ident[:8]}.jsonl")
-
-
-def put(path: str, data: bytes, ident: str, cwd: str) -> bool:
-    """Make the session's file, and the mark of its project where there is none. False if one of that id is there."""
-    chats = os.path.dirname(path)
-    short = (f"-{ident[:8]}.jsonl", f"-{ident[:8]}.json")
-    if any(other != path for ending in short for other in files_in(chats, 0, ending)):
-        return False  # the program knows them by this part of the name
-    create(os.path.join(os.path.dirname(chats), ROOT), os.fsencode(cwd))
-    return create(path, data)
+def put(data: bytes, ident: str, cwd: str, at: str) -> str | None:
+    """Make the session's file (see mllm_pipe.sessions), and the mark of its project where there is none. It has to lie
+    in the folder of its project, and the program knows it by the beginning of its id."""
+    short = f"-{ident[:8]}.json"
+    with alone(_projects()):
+        folder = _folder(cwd) or _free(cwd)
+        path = os.path.join(folder, "chats", f"session-{at[:16].replace(':', '-')}{short}l")
+        there = files_in(_projects(), 2, (f"{short}l", short))
+        if there not in ([], [path]):
+            return None
+        create(os.path.join(folder, ROOT), os.fsencode(cwd))
+        return lay(path, data, there)
 
 
 def go_on(ident: str, _path: str) -> list[str]:

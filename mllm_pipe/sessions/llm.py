@@ -29,7 +29,7 @@ Json = dict[str, Any]
 PROGRAM, KNOWN = "llm", "schema 27"
 OF_TURN = ("id", "model", "resolved_model", "duration_ms", "datetime_utc", "input_tokens", "output_tokens")
 UTC = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:\+00:00|Z)?", re.ASCII)
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -71,14 +71,10 @@ def reader(path: str, ident: str) -> Reader:
     return _Rows(path, ident) if is_database(path) else _Printed(path, ident)
 
 
-def place(ident: str, _cwd: str, _at: str) -> str:
-    """A new conversation is a database beside the user's own."""
-    return os.path.join(_home(), "mllm", f"{ident}.db")
-
-
-def put(path: str, data: bytes, _ident: str, _cwd: str) -> bool:
-    """Make the database; False if another one is there."""
-    return create(path, data)
+def put(data: bytes, ident: str, _cwd: str, _at: str) -> str | None:
+    """Make the database (see mllm_pipe.sessions); it lies beside the user's own, and is named by its path."""
+    path = os.path.join(_home(), "mllm", f"{ident}.db")
+    return path if create(path, data) else None
 
 
 def go_on(_ident: str, path: str) -> list[str]:

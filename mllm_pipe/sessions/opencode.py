@@ -7,11 +7,9 @@ program's own way. A message has its calls with their results in them; each step
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -23,7 +21,7 @@ from mllm_pipe.runtimes import _child
 from mllm_pipe.runtimes._program import uuid_of
 from mllm_pipe.sessions import HALF, message, opaque, record, span, word
 from mllm_pipe.sessions.opencode_document import VERSION, session, session_id
-from mllm_pipe.sessions.store import Held, Reader, Whole
+from mllm_pipe.sessions.store import Held, Reader, Whole, alone
 
 Json = dict[str, Any]
 
@@ -33,7 +31,7 @@ BESIDE = frozenset(("step-start", "step-finish", "snapshot", "patch", "retry", "
 FINISH = {"stop": "stop", "length": "length", "content-filter": "filter", "tool-calls": "tool"}
 IMPORT_S = 120.0
 OFF = ("AUTOUPDATE", "MODELS_FETCH", "DEFAULT_PLUGINS", "LSP_DOWNLOAD", "SHARE", "PROJECT_CONFIG")
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "place", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -82,45 +80,34 @@ class _Rows(Reader):
                 yield {"info": orjson.loads(at["data"]) | {"id": at["id"]}, "parts": parts.pop(at["id"], [])}
 
 
-def place(_ident: str, _cwd: str, _at: str) -> str:
-    """Where sessions lie."""
-    return _database()
-
-
 def go_on(ident: str, _path: str) -> list[str]:
     """The command that resumes a session, in its directory."""
     return ["opencode", "--session", ident]
 
 
-def put(_path: str, data: bytes, ident: str, cwd: str) -> bool:
-    """Have opencode import a document. False if a session of that id is there, and another one.
+def put(data: bytes, ident: str, cwd: str, _at: str) -> str | None:
+    """Have opencode import a document (see mllm_pipe.sessions).
 
     CallFailed("missing") without the program; WriteFailed if it does not take it. It merges what has one id, so that
     two that import at once take turns.
     """
-    with _alone():
-        if not any(one.ident == ident for one in held(None)):
+    path = _database()
+    with alone(os.path.dirname(path)):
+        if not _is_taken(ident):
             _import(data, cwd)
-            return True
-        there = records(reader(_database(), ident).entries(), ident)["records"]
-        return bool(there == records(_entries(orjson.loads(data)), ident)["records"])
+            return path
+        there = records(reader(path, ident).entries(), ident)["records"]
+        return path if there == records(_entries(orjson.loads(data)), ident)["records"] else None
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """While no other of our processes puts a session into the database: a lock on its folder, which opencode has none
-    on. WriteFailed if the folder cannot be."""
-    folder = os.path.dirname(_database())
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise WriteFailed(f"{folder}: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _is_taken(ident: str) -> bool:
+    """True if a session has the id, also one that an agent of another session held."""
+    if not os.path.exists(_database()):
+        return False
+    from mllm_pipe.sessions.database import opened
+
+    with opened(_database()) as database:
+        return database.execute("SELECT 1 FROM session WHERE id = ?", (ident,)).fetchone() is not None
 
 
 def _import(data: bytes, cwd: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import orjson
@@ -31,7 +33,7 @@ BOM = b"\xef\xbb\xbf"  # an editor's mark at the head of a file
 HEAD = 1 << 16  # bytes in which a session says where it was held
 
 
-def files_in(folder: str, deep: int, ending: str) -> list[str]:
+def files_in(folder: str, deep: int, ending: str | tuple[str, ...]) -> list[str]:
     """The regular files in a folder, `deep` folders down; links are not followed."""
     try:
         entries = list(os.scandir(folder))
@@ -176,6 +178,34 @@ class Whole(Reader):
 def ndjson(lines: Iterable[Json]) -> bytes:
     """The bytes of a session that has an object a line."""
     return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+
+
+@contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """While no other of our processes puts a session there: a lock on the folder, which no program has one on.
+
+    WriteFailed if the folder cannot be.
+    """
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise WriteFailed(f"{folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lay(path: str, data: bytes, namesakes: list[str]) -> str | None:
+    """Make a session's file, and say where it is: the very same one stays where it lies. None if its id is another's.
+
+    namesakes: the files of that id, wherever the program may find them.
+    """
+    if not all(_has(one, data) for one in namesakes):
+        return None
+    return namesakes[0] if namesakes else path if create(path, data) else None
 
 
 def create(path: str, data: bytes) -> bool:
