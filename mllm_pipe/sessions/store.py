@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import orjson
@@ -187,8 +187,9 @@ def alone(folder: str) -> Iterator[None]:
     WriteFailed if the folder cannot be.
     """
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(FileExistsError):  # opening a file that stands there says what is wrong
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise WriteFailed(f"{folder}: {error.strerror}") from None
     try:
