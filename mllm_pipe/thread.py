@@ -136,16 +136,23 @@ def fenced(label: str, text: str) -> str:
 
 def quoted(message: Record) -> list[dict[str, Any]]:
     """Another agent's answer as this agent sees it: user text in a fence, with its author's name; files stay files."""
-    said = fenced("from " + orjson.dumps(speaker(message)).decode(), transcript_text(parts_of(message["content"])))
-    files = [part for part in parts_of(message["content"]) if part["type"] == "file"]
-    return [{"type": "text", "text": said}, *files]
+    parts = parts_of(message["content"])
+    return _overheard(f"from {orjson.dumps(speaker(message)).decode()}", parts, parts)
 
 
 def overheard(result: dict[str, Any], caller: str) -> list[dict[str, Any]]:
     """The result of another agent's call as this agent sees it: user text in a fence, as the call is; files stay."""
-    said = fenced("to " + orjson.dumps(caller).decode(), transcript_text([result]))
-    files = [part for part in parts_of(result["content"]) if part["type"] == "file"]
-    return [{"type": "text", "text": said}, *files]
+    return _overheard(f"to {orjson.dumps(caller).decode()}", [result], parts_of(result["content"]))
+
+
+def _overheard(label: str, said: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was said, quoted, and what a text does not tell of its parts: files, and what is of no known type, so that
+    whoever has no place for it says that it is dropped. Reasoning stays with whom it is of."""
+    beside = [part for part in parts if part["type"] not in _TOLD]
+    return [{"type": "text", "text": fenced(label, transcript_text(said))}, *beside]
+
+
+_TOLD = frozenset(["text", "refusal", "data", "tool_call", "tool_result", "reasoning"])
 
 
 def transcript_text(parts: list[dict[str, Any]]) -> str:
@@ -160,7 +167,8 @@ def transcript_text(parts: list[dict[str, Any]]) -> str:
         elif part["type"] == "tool_call":
             lines.append(f"[called {part['name']} with {orjson.dumps(part['arguments']).decode()}]")
         elif part["type"] == "tool_result":
-            lines.append(f"[result of {part['call_id']}: {transcript_text(parts_of(part['content']))}]")
+            came = "error" if part.get("is_error") else "result"
+            lines.append(f"[{came} of {part['call_id']}: {transcript_text(parts_of(part['content']))}]")
         elif part["type"] == "file":
             lines.append(f"[file {part.get('name') or part.get('path') or part.get('url') or part['media_type']}]")
     return "\n".join(lines)

@@ -79,6 +79,43 @@ def test_a_failed_thread_is_not_exported_and_losses_are_said(sh, home):
     assert ran.status == 0 and "result of tool_call c" in ran.err and "synthesised" in ran.err
 
 
+FAILED = """{"id":"q","role":"user","content":"q"}
+{"id":"a","role":"assistant","content":[{"type":"tool_call","id":"c","name":"Read","arguments":{}}]}
+{"id":"r","role":"tool","content":[{"type":"tool_result","call_id":"c","content":"denied","is_error":true}]}
+"""
+
+
+def test_that_a_tool_failed_is_told_also_where_the_program_has_no_mark_for_it(sh, work):
+    (work / "bare").write_text(FAILED)
+    ran = sh("thread-append - --thread t < bare | thread-export --to codex >/dev/null; "
+             "thread-import --from codex --last | jq -r 'select(.role==\"tool\").content[0]|.is_error,.content'")  # fmt: skip
+    assert ran.out == 'null\n{"error":"denied"}\n'
+    assert ran.err.startswith("thread-export: thread t: is_error of tool_result c of message r: downgraded, sent as JSON text\n")
+
+
+def test_of_another_agents_call_that_failed_the_quotation_says_so(sh, work):
+    (work / "bare").write_text(FAILED.replace('"assistant"', '"assistant","author":{"agent":"other"}'))
+    ran = sh("thread-append - --thread t < bare | thread-export --to openai -m m | jq -r '.input[0].content[].text'")
+    assert "[error of c: denied]" in ran.out.splitlines()
+
+
+@pytest.mark.parametrize("line", ["thread-export --to claude >/dev/null", "thread-export --to openai -m m >/dev/null",
+                                  "dispatch --strict --dry-run --to exec:cat"])  # fmt: skip
+def test_of_another_agents_turn_what_no_quotation_tells_is_said_to_be_dropped(sh, work, line):
+    (work / "bare").write_text('{"id":"a","role":"assistant","author":{"agent":"other"},"content":'
+                               '[{"type":"text","text":"a"},{"type":"weird","foo":3},{"type":"reasoning","text":"b"}]}\n')  # fmt: skip
+    ran = sh(f"thread-append - --thread t < bare | {line}")
+    assert (ran.status == 3, ran.err.count("weird of message a"), ran.err.count("reasoning")) == ("--strict" in line, 1, 0)
+
+
+def test_what_the_system_was_told_comes_back_from_codex(sh):
+    ran = sh("thread-append --new --thread s --system 'Answer in French only.' Hi > t; thread-export -q --to codex < t; "
+             "thread-import --from codex --last > u; thread-export -q --to codex < u; "
+             "jq -c 'select(.role)|[.role,.content]' u")  # fmt: skip
+    first, again, *told = ran.out.splitlines()
+    assert (told, first, ran.err) == (['["system","Answer in French only."]', '["user","Hi"]'], again, "")
+
+
 @pytest.mark.parametrize(("line", "status", "err"), [
     ("thread-export --to codex", 2, "no thread to export; pipe one in, or: thread-export --to claude < FILE"),
     (": | thread-export --to codex", 2, "stdin is empty: did the command before fail?"),

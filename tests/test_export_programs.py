@@ -218,6 +218,18 @@ def test_a_thread_that_an_answer_begins_arrives_as_it_is(house, target):
     assert heard == [*([["user", "."]] if target == "opencode" else []), *said, ["user", "next"]]
 
 
+def test_what_the_system_was_told_is_told_codex_and_comes_back(house):
+    there, said = house.fresh("system"), "Answer in French only."
+    line = f"thread-append --new --thread s --system '{said}' Hi | dispatch -q --to echo | thread-export -q --to codex"
+    (made,) = there.sh(f"{line} --format json").records
+    assert there.ask("codex", "next", made["session"]).status == 0
+    sent = there.servers["codex"].calls()[-1]["body"]["input"]
+    (heard,) = [item for item in sent if item["type"] == "message" and item["content"][0]["text"] == said]
+    assert heard["role"] == "developer"
+    back = f"thread-import -q --from codex {made['session']} | jq -c 'select(.role)|[.role,.content]'"
+    assert there.sh(back).out.splitlines()[:3] == [f'["system","{said}"]', '["user","Hi"]', '["assistant","Hi"]']
+
+
 def test_the_headline(house):
     """Half-finished with Claude Code, finished by Codex, and on with Claude Code."""
     there = house.copy("headline")

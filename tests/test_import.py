@@ -192,6 +192,15 @@ def test_what_is_not_there_is_said(sh, asked, status, err):
     assert (ran.status, ran.out, ran.err) == (status, "", f"thread-import: {err}\n")
 
 
+def test_a_message_of_codex_whose_role_is_not_known_is_kept_as_it_is(sh, work):
+    said = [{"type": "message", "role": role, "content": [{"type": "input_text", "text": "Hi."}]} for role in ("user", "critic")]
+    said.append({"type": "message", "content": []})
+    write(work / "r.jsonl", [{"timestamp": "2026-01-02T03:04:05.000Z", "type": "response_item", "payload": one} for one in said])
+    ran = sh("thread-import --from codex ./r.jsonl | jq -c 'select(.thread)|[.type,.raw.payload]'")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.records == [["message", None], ["opaque", said[1]], ["opaque", said[2]], ["handoff", None]]
+
+
 def test_an_id_that_two_sessions_have_is_said_with_their_files(sh, home, work):
     ours, others = lay(home, "claude", work), lay(home, "claude", "/elsewhere")
     files = ", ".join(sorted(map(str, (ours, others))))

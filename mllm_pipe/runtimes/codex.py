@@ -25,8 +25,8 @@ import orjson
 from mllm_pipe.errors import CallFailed
 from mllm_pipe.runtimes import _child, _faults, _files, _listening, _shape, _turns
 from mllm_pipe.runtimes._program import distinct, key_for, login_at, options_of, uuid_of, write, wrong_program
+from mllm_pipe.sessions.codex import failures_told, rollout, rules
 from mllm_pipe.sessions.codex import item as _item
-from mllm_pipe.sessions.codex import rollout, rules
 
 STREAMS = TAKES_OPTIONS = TAKES_SCHEMA = True
 API = "codex"
@@ -69,7 +69,7 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     placed, unplaced = _files.placed(_files.embedded(request["turns"]), lambda part, _: _item(part, "user"))
     turns, renamed = distinct(placed)
     turns, bent = _turns.settle(turns, rule)
-    turns = [_text_last(_failures_told(turn, bent), bent) if turn["role"] == "user" else turn for turn in turns]
+    turns = [_text_last(failures_told(turn, bent), bent) if turn["role"] == "user" else turn for turn in turns]
     turns = _system_before(turns, bent)
     items, dropped, _ = _turns.render(request["system"], turns, rule, target.get("model"), _items)
     newest = items[-1]["content"][0]["text"]
@@ -79,18 +79,6 @@ def session(target: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     options, unfit = options_of(target, request, API)
     losses = [*unplaced, *renamed, *bent, *dropped, *unfit]
     return {"items": items[:-1], "stdin": newest, "options": options, "losses": losses}
-
-
-def _failures_told(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:
-    """A user turn whose results say in their text that a tool failed: there is no other place for it."""
-
-    def told(part: dict[str, Any]) -> dict[str, Any]:
-        if not part.get("is_error"):
-            return part
-        _turns.error_as_text(losses, turn, part)
-        return {**part, "content": orjson.dumps({"error": part["content"]}).decode()}
-
-    return {**turn, "parts": [told(part) for part in turn["parts"]]}
 
 
 def _text_last(turn: dict[str, Any], losses: list[dict[str, Any]]) -> dict[str, Any]:

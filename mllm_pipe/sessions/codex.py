@@ -25,6 +25,8 @@ Json = dict[str, Any]
 PROGRAM, KNOWN = "Codex", "0.169.0"
 # What stands beside the conversation: bookkeeping of the program.
 BESIDE = frozenset(("session_meta", "event_msg", "turn_context", "world_state", "token_usage_record", "ghost_snapshot"))
+NOBODY = "?"  # the role of a message of no role that is known
+MARK = "internal_chat_message_metadata_passthrough"  # of an item: it says of each content what kind it is
 ENDED = ("task_complete", "turn_aborted")  # events after which an answer does not grow
 OF_THE_PROGRAM = ("<environment_context>", "<skills_instructions>", "<skill>", "<turn_aborted>", "<user_instructions>",
                   "<permissions instructions>", "# AGENTS.md instructions", "<user_shell_command>")  # fmt: skip
@@ -130,18 +132,18 @@ def records(entries: Iterable[Json], name: str) -> Json:
                     continue  # the very same one again
                 items.setdefault(given, mark)
             role, parts = turn_of(payload)
-            if not parts:
-                continue
-            if role == "assistant":
+            if role == NOBODY:
+                kind = role
+            elif parts and role == "assistant":
                 if answer is None:
                     asked_at = next((one.get("at") for one in reversed(out) if one["type"] == "message"), None)
                     answer = add(record("message", thread, ident_of(payload), at, role=role, content=[]))
                     answer["author"] = {"runtime": "codex", "model": model, "provider": "openai"}
                     answer["origin"] = {"api": "codex", "model": model}
                 answer["content"] += parts
-                continue
-            answer = None
-            add(message(thread, ident_of(payload), at, role, parts))
+            elif parts:
+                answer = None
+                add(message(thread, ident_of(payload), at, role, parts))
         elif kind == "compacted" and isinstance(payload.get("message"), str) and payload["message"]:
             covers = [one["id"] for one in line]
             answer = None
@@ -166,16 +168,18 @@ def records(entries: Iterable[Json], name: str) -> Json:
 
 
 def turn_of(payload: Json) -> tuple[str, list[Json]]:
-    """(role, parts) of a response item; no parts for what the program itself wrote."""
+    """(role, parts) of a response item; no parts for what the program itself wrote, and for what nobody says."""
     kind = payload.get("type")
     if kind == "message":
         role, content = payload.get("role"), payload.get("content")
-        if role not in ("user", "assistant"):
-            return "system", []
+        if role not in ("user", "assistant", "developer", "system"):
+            return NOBODY, []
         blocks = content if isinstance(content, list) else [{"type": "input_text", "text": content}]
-        told = payload.get("internal_chat_message_metadata_passthrough")
+        told = payload.get(MARK)
         kinds = told.get("content_item_kinds") if isinstance(told, dict) else None
-        known = kinds if role == "user" and isinstance(kinds, list) and len(kinds) == len(blocks) else None
+        known = kinds if role != "assistant" and isinstance(kinds, list) and len(kinds) == len(blocks) else None
+        if role in ("developer", "system"):  # the program's own text, but for what `session` marks
+            role, known = "system", known or [""] * len(blocks)
         parts = [
             part_of(block) for index, block in enumerate(blocks) if not known or str(known[index]).startswith("user.")
         ]
@@ -239,6 +243,18 @@ def rules(endpoint: str) -> Json:
                         user_first=False, empty_answers=True)  # fmt: skip
 
 
+def failures_told(turn: Json, losses: list[Json]) -> Json:
+    """A user turn whose results say in their text that a tool failed: there is no other place for it."""
+
+    def told(part: Json) -> Json:
+        if not part.get("is_error"):
+            return part
+        _turns.error_as_text(losses, turn, part)
+        return {**part, "content": orjson.dumps({"error": part["content"]}).decode()}
+
+    return {**turn, "parts": [told(part) for part in turn["parts"]]}
+
+
 def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, agent: str) -> tuple[bytes, list[Json]]:
     """A branch as a rollout, and what of it is lost. spans: by the id of the answer."""
     rule = rules("")
@@ -248,6 +264,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
     out: list[tuple[str, str, Json]] = [(time, "session_meta", _meta(ident, time, cwd, "codex_cli_rs", "cli"))]
     model: Any = None
     for piece in pieces:
+        piece = failures_told(piece | {"ids": [piece["id"]]}, losses)
         ours, parts = told(piece, rule, losses)
         if not parts:
             continue
@@ -258,7 +275,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         if spoken and spoken != model:
             model = spoken
             out.append((time, "turn_context", _context(model, cwd)))
-        for number, made in enumerate(_together([_own_item(part, role) for part in parts])):
+        marked = {MARK: {"content_item_kinds": ["user.text"]}} if piece["role"] == "system" else {}
+        for number, made in enumerate(_together([_own_item(part, role) | marked for part in parts])):
             prefix = PREFIX.get(made["type"], "msg")
             first = not number and ITEM_ID.fullmatch(piece["id"])
             own = piece["id"] if first else made.get("id") or f"{prefix}_{uuid_of(ident, piece['id'], number)}"
