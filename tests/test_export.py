@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from test_import import FILES, IDS, lay
 
+from mllm_pipe import sessions
+
 FILES_OF = ("claude", "codex", "gemini")  # opencode is in test_export_programs: only it can write its sessions
 RESUME = {"claude": "claude --resume", "codex": "codex resume", "gemini": "gemini --resume"}
 
@@ -114,6 +116,14 @@ def test_what_the_system_was_told_comes_back_from_codex(sh):
              "jq -c 'select(.role)|[.role,.content]' u")  # fmt: skip
     first, again, *told = ran.out.splitlines()
     assert (told, first, ran.err) == (['["system","Answer in French only."]', '["user","Hi"]'], again, "")
+
+
+@pytest.mark.parametrize("program", sessions.PROGRAMS)
+def test_a_thread_of_which_nothing_has_a_place_is_no_session(sh, home, program):
+    part = '{"type":"reasoning","text":"hm"}'
+    ran = sh(f"""echo '{{"role":"assistant","content":[{part}]}}' | thread-append - --thread t | thread-export -q --to {program}""")
+    said = f"thread t: nothing of it has a place in a session of {program}, and none is made"
+    assert ran == (66, "", f"thread-export: {said}\n") and not list(home.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize(("line", "status", "err"), [

@@ -92,6 +92,16 @@ def test_what_has_no_answer_yet_is_said_to_be_left_out(sh):
     assert ran.status == 0 and "dropped, llm keeps what was answered; say it again when you go on" in ran.err
 
 
+@pytest.mark.parametrize(("line", "why"), [
+    ("| dispatch -q --to echo --as writer | dispatch -q --to 'exec:echo x' --as reviewer R",
+     "assistant gave none; say whose are its own: --as reviewer"),
+    ("", "it has none; dispatch it first"),
+])  # fmt: skip
+def test_a_thread_of_which_llm_would_keep_nothing_is_no_database(sh, home, line, why):
+    ran = sh(f"thread-append --new --thread t Q {line} | thread-export -q --to llm")
+    assert ran == (66, "", f"thread-export: thread t: llm keeps answers, and {why}\n") and not list(home.rglob("*.db"))
+
+
 def test_the_model_to_go_on_with_is_said_with_m(sh, work):
     line = "thread-append --new hi --thread t | dispatch -q --to echo:small | thread-export -q --to llm -m gpt-x --format json"
     (made,) = sh(line).records

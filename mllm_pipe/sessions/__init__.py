@@ -11,7 +11,7 @@ A module defines
 and, if sessions of it can be written,
 
     session_id(thread, *more) -> ident    of a new session
-    session(messages, spans, ident, cwd, agent) -> (bytes, losses)
+    session(messages, spans, ident, cwd, agent) -> (bytes, losses); Missing if it would have no turn
     put(data, ident, cwd, at) -> path     lays it where it has to lie; None if there is another one of that id anywhere
     go_on(ident, path) -> [word, ...]     the command that resumes it
 
@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from mllm_pipe.envelope import milliseconds
+from mllm_pipe.errors import Missing
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import distinct, uuid_of
 from mllm_pipe.thread import content_of, heard
@@ -154,6 +155,11 @@ def told(piece: Json, rule: Json, losses: list[Json]) -> tuple[bool, list[Json]]
     if len(parts) < len(piece["parts"]):
         _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
     return ours, parts
+
+
+def nothing(program: str) -> Missing:
+    """The failure of a thread of which a session would have no turn: it would be one to go on with from nothing."""
+    return Missing(f"nothing of it has a place in a session of {program}, and none is made")
 
 
 def _distinct(pieces: Iterable[Json]) -> list[Json]:

@@ -312,6 +312,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
                 said["usage"] = _used(spans[piece["id"]]["usage"])
         uuid = piece["id"] if UUID.fullmatch(piece["id"]) else uuid_of(ident, piece["id"])
         out.append({"message": said, "uuid": uuid, "timestamp": time})
+    if not out:
+        raise sessions.nothing("claude")
     common = {"isSidechain": False, "userType": "external", "entrypoint": "cli", "cwd": cwd, "sessionId": ident,
               "version": KNOWN, "gitBranch": ""}  # fmt: skip
     before = None

@@ -17,7 +17,7 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import HALF, message, newer, opaque, record, session_id, settled, span, told, word
+from mllm_pipe.sessions import HALF, message, newer, nothing, opaque, record, session_id, settled, span, told, word
 from mllm_pipe.sessions.store import Held, Reader, alone, files_in, held_in, lay, ndjson, says_first
 
 Json = dict[str, Any]
@@ -287,6 +287,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
             used = {theirs: spans[piece["id"]]["usage"][own] for theirs, own in USAGE.items()
                     if own in spans[piece["id"]]["usage"]}  # fmt: skip
             out.append((time, "token_usage_record", _tokens(used, ident, origin.get("response_id"))))
+    if len(out) == 1:
+        raise nothing("codex")
     return _written(out), losses
 
 

@@ -19,7 +19,7 @@ import orjson
 from mllm_pipe import places
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
-from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, opaque, record, session_id, settled, span, word
+from mllm_pipe.sessions import UNKNOWN_MODEL, UUID, message, nothing, opaque, record, session_id, settled, span, word
 from mllm_pipe.sessions.store import Held, Reader, Whole, alone, create, files_in, held_in, lay, ndjson, says_first
 
 Json = dict[str, Any]
@@ -330,6 +330,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         asked = {"toolCalls": calls} if calls else {}
         out.append({**line, "type": "gemini", "content": text, "thoughts": thoughts, **used,
                     "model": model or UNKNOWN_MODEL, **asked})  # fmt: skip
+    if not out:
+        raise nothing("gemini")
     whole = [{**head, "lastUpdated": time, "kind": "main"}, *out]
     return ndjson(whole), losses
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 
+from mllm_pipe.errors import Missing
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import FIXED_TIME, uuid_of
 from mllm_pipe.sessions import UNKNOWN_MODEL, settled
-from mllm_pipe.thread import text_of
+from mllm_pipe.thread import speaker, text_of
 
 Json = dict[str, Any]
 
@@ -112,6 +113,12 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         )  # fmt: skip
         _keep(database, own, given, piece["parts"])
         given, waiting = [], []
+    if not number:
+        names = [speaker(one) for one in messages if one["role"] == "assistant"]
+        why = "it has none; dispatch it first"
+        if names:
+            why = f"{agent} gave none; say whose are its own: --as {names[-1]}"
+        raise Missing(f"llm keeps answers, and {why}")
     for ident in waiting:
         what = {"ids": [ident]}
         _turns.loss(losses, what, "all", "dropped", "llm keeps what was answered; say it again when you go on")

@@ -11,7 +11,7 @@ import orjson
 from mllm_pipe.envelope import seconds_of
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import uuid_of
-from mllm_pipe.sessions import UNKNOWN_MODEL, settled
+from mllm_pipe.sessions import UNKNOWN_MODEL, nothing, settled
 
 Json = dict[str, Any]
 
@@ -67,6 +67,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
         else:
             info |= {"model": model}
         out.append({**info, "parts": [_exact(part, ours) for part in said]})
+    if not out:
+        raise nothing("opencode")
     whole = with_results([*out, {"role": "results", "parts": results}])
     texts = [given["text"] for one in whole for given in one["parts"] if given["type"] == "text"]
     title = " ".join(texts[0].split())[:60] if texts else "imported"
