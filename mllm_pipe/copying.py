@@ -32,6 +32,26 @@ def copy(outcome: Outcome, complete: Callable[[Record], Record | None], max_line
     return outcome.status()
 
 
+class Baton:
+    """What the control records of a stream have said so far: of its threads, in the outcome, and of itself."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome, self.seen, self.unended = outcome, False, False
+
+    def take(self, control: Record) -> None:
+        """Remember what one of them says."""
+        self.seen, self.unended = True, control["type"] != "end"
+        if control["type"] == "handoff" and control.get("status") != "ok":
+            if control.get("status") == "no":
+                self.outcome.said_no = True
+            else:
+                self.outcome.fail(FAILED)
+        elif control["type"] == "end":
+            self.outcome.said_no = self.outcome.said_no or control.get("status") == "no"
+            if isinstance(control.get("bad_lines"), int):
+                self.outcome.bad_lines += control["bad_lines"]
+
+
 class _Copier:
     """What has to be known of the lines before: whether the stream began, a bad line that may be known damage."""
 
@@ -39,7 +59,7 @@ class _Copier:
         self.outcome, self.complete = outcome, complete
         self.pipe, self.terminal = kind_of(1) == "pipe", kind_of(1) == "terminal"
         self.number = self.records = 0
-        self.control = self.unended = False
+        self.baton = Baton(outcome)
         self.held: tuple[bytes | Long, int, str] | None = None
 
     def batch(self, batch: list[bytes | Long]) -> list[bytes]:
@@ -66,7 +86,6 @@ class _Copier:
                 out.append(line_of({"v": 1, "type": "begin", "at": timestamp()})[:-1])
         self.records += 1
         if not fault and record["type"] in CONTROL:
-            self.control, self.unended = True, record["type"] != "end"
             goes_on = self._obeyed(record, line)
             if self.pipe:
                 out.append(goes_on)
@@ -82,10 +101,10 @@ class _Copier:
         """What is to be written after the last line. A stream that was cut gets no end: the next one shall see it."""
         out = [self._report(known=False)] if self.held else []
         cut = torn and bool(out)
-        if self.unended:
+        if self.baton.unended:
             self.outcome.fail(FAILED)
             say("input ended early: the command before was killed, or a filter dropped the end record")
-        if self.pipe and not self.control and not cut:
+        if self.pipe and not self.baton.seen and not cut:
             end: Record = {"v": 1, "type": "end", "threads": 0}
             out.append(line_of(self._with_bad_lines(end))[:-1])
         return out
@@ -103,18 +122,10 @@ class _Copier:
 
     def _obeyed(self, control: Record, line: bytes | Long) -> bytes:
         """Remember what a control record says of the threads before it; the line that goes on."""
-        if control["type"] == "handoff" and control.get("status") != "ok":
-            if control.get("status") == "no":
-                self.outcome.said_no = True
-            else:
-                self.outcome.fail(FAILED)
-        elif control["type"] == "end":
-            ours = self.outcome.bad_lines
-            self.outcome.said_no = self.outcome.said_no or control.get("status") == "no"
-            if isinstance(control.get("bad_lines"), int):
-                self.outcome.bad_lines += control["bad_lines"]
-            if ours:
-                return line_of(self._with_bad_lines(control))[:-1]
+        ours = self.outcome.bad_lines
+        self.baton.take(control)
+        if ours and control["type"] == "end":
+            return line_of(self._with_bad_lines(control))[:-1]
         assert isinstance(line, bytes)
         return line
 

@@ -105,9 +105,19 @@ def test_a_cloned_repository_fires_nothing_before_it_is_trusted(sh, work):
     (["dispatch --to exec:false", "dispatch --to echo --as b More.", "judge --check json"], 3, "stage 1 (dispatch) ended with status 3"),
     (["dispatch --to anthropic/claude-opus-5-5", "dispatch --to echo --as b More."], 77, "stage 1 (dispatch) ended with status 77"),
     (["dispatch --to echo", "dispatch --to nobody", "dispatch --to echo --as b More."], 2, "stage 2 (dispatch) ended with status 2"),
-    (["dispatch --to echo", "false", "judge --check json"], 2, "stage 3 (judge) ended with status 2"),
+    (["dispatch --to echo", "false", "judge --check json"], 3, "stage 2 (false) ended with status 1"),
+    (["dispatch --to echo", "sh -c 'cat; exit 1'", "judge --check contains:Hi"], 3, "stage 2 (sh) ended with status 1"),
+    (["dispatch --to echo", "sh -c 'cat; exit 1'"], 3, "stage 2 (sh) ended with status 1"),
+    (["dispatch --to echo", "judge --check contains:no", "sh -c 'jq -r .content; exit 1'"], 3, "stage 3 (sh) ended with status 1"),
+    (["dispatch --to echo", "sh -c 'judge --check contains:no'"], 1, ""),
+    (["dispatch --to echo", "sh -c 'judge --check contains:no | cat'"], 1, ""),
+    (["dispatch --to echo", "sh -c 'judge --check contains:no | grep -v end; exit 1'"], 3, "stage 2 (sh) ended with status 1"),
+    (["sh -c 'dispatch --to exec:false | cat'"], 3, "stage 1 (sh) passed on what had failed"),
     (["dispatch --to echo", "sh -c 'kill -9 $$'", "judge --check json"], 137, "stage 2 (sh) ended with status 137"),
-    (["dispatch --to echo", "head -n 1"], 0, ""),
+    (["dispatch --to echo", "head -n 1"], 3, "stage 2 (head) cut the stream, or dropped its end record"),
+    (["dispatch --to echo", "jq -c 'select(.type != \"end\")'"], 3, "stage 2 (jq) cut the stream, or dropped its end record"),
+    (["dispatch --to echo", "jq -c 'select(.role)'"], 0, ""),
+    (["dispatch --to echo", "jq -r '.content, tojson'", "head -n 2"], 0, ""),
 ])  # fmt: skip
 def test_the_status_is_that_of_the_first_stage_that_failed_by_itself(sh, work, stages, status, why):
     (work / "g.toml").write_text(f"stages = {orjson.dumps(stages).decode()}\n")
@@ -115,6 +125,44 @@ def test_the_status_is_that_of_the_first_stage_that_failed_by_itself(sh, work, s
     assert ran.status == status
     said = [line for line in ran.err.splitlines() if line.startswith("group: ")]
     assert [line.split(";")[0] for line in said] == ([f"group: g: {why}"] if why else [])
+
+
+def test_what_a_last_stage_that_is_not_ours_writes_goes_out_as_it_is_and_at_once(sh, work):
+    (work / "g.toml").write_text('stages = ["sh -c \'cat > /dev/null; printf one; read x < go; echo two\'"]\n')
+    assert sh("mkfifo go; group -q g.toml Hi | { head -c 3; echo > go; cat; }") == (0, "onetwo\n", "")
+    control = [b'{"v":1,"type":"begin"}', b'{"v":1,"type":"handoff","thread":"t","status":"ok"}', b'{"v":1,"type":"end","threads":1}']
+    message = b'{"v":1,"type":"message","thread":"t","id":"%d","role":"user","content":"%b"}'
+    records = [message % (1, b"x"), message % (2, b"\\n" * 200_000), b"no record", b"", message % (3, b"begin")]
+    plain = b"\n".join([*records, b'{"v": 1, "type": "end", "thr'])
+    (work / "blob").write_bytes(os.urandom(300_000) + b"\n" + b"\n".join(control[:2]))
+    (work / "plain").write_bytes(plain)
+    (work / "stream").write_bytes(b"\n".join([control[0], records[0], control[1], *records[1:], control[1], control[2], plain[-28:]]))
+    (work / "g.toml").write_text('stages = ["sh -c \'cat > /dev/null; cat $FILE\'"]\n')
+    for name, stored in (("blob", "blob"), ("plain", "plain"), ("stream", "plain")):
+        ran = sh(f"group -q g.toml Hi | cmp - {name} && group -q g.toml Hi > out && cmp out {stored}", FILE=name)
+        assert ran == (0, "", ""), f"{name}: no control records in a file, and else all there is"
+    (work / "g.toml").write_text('stages = ["sh -c \'cat > /dev/null; test -t 1 && echo a terminal\'"]\n')
+    assert sh(f"{AT_TERMINAL} group -q g.toml Hi | tr -d '\\r'") == (0, "a terminal\n", "")
+
+
+def test_where_nobody_takes_what_a_last_stage_that_is_not_ours_writes(sh, work):
+    (work / "g.toml").write_text('stages = ["dispatch --to echo", "cat"]\n')
+    ran = sh("group -q g.toml Hi > /dev/full")
+    said = "group: stdout cannot be written: No space left on device; the same line with --resume ID goes on\n"
+    assert (ran.status, masked(ran.err)) == (74, said)
+    (work / "deaf").write_text("#!/bin/sh\ntrap '' PIPE\nwhile echo 2>/dev/null; do :; done; exit 1\n")
+    (work / "deaf").chmod(0o755)
+    (work / "g.toml").write_text('stages = ["./deaf"]\n')
+    assert sh("group -q g.toml < /dev/null | head -n 1; echo ${PIPESTATUS[@]}") == (0, "\n141 0\n", "")
+    (work / "g.toml").write_text('stages = ["dispatch --to echo", "sh -c \'cat > kept\'"]\n')
+    assert sh("group -q g.toml Hi | true; echo ${PIPESTATUS[@]}; jq -c 'select(.type == \"end\").threads' kept") == (0, "0 0\n1\n", "")
+
+
+def test_what_a_last_stage_leaves_behind_is_not_waited_for(sh, work):
+    (work / "leaves").write_text("#!/bin/sh\nsetsid sh -c 'echo > there; read x < go' &\nread x < there; cat\n")
+    (work / "leaves").chmod(0o755)
+    (work / "g.toml").write_text('stages = ["dispatch --to echo --text", "./leaves"]\n')
+    assert sh("mkfifo go there; exec 3<>go; group -q g.toml Hi > out; cat out; echo >&3") == (0, "Hi\n", "")
 
 
 def test_a_stage_that_is_not_there_is_told_before_any_is_started(sh, work):

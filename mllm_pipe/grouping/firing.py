@@ -1,8 +1,9 @@
 """Firing a group: its stages as real processes joined by pipes, once, or in rounds until a judge says yes.
 
 A status is the group's by these rules. The first stage that failed by itself says why: not one that saw an earlier
-failure come by (3), or whose reader had left (141). If none failed, the last stage that is a command of ours says
-whether the answer is no (1), for only such a stage knows what the handoffs say.
+failure come by (3), or whose reader had left (141). 1 means no of a command of ours, and a failure of any other, which
+does not know what the handoffs say: then the group's is 3. If none failed, the last stage that is a command of ours
+says whether the answer is no (1), and after it what the last stage of all has passed on.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 
 from mllm_pipe.envelope import Record, line_of, timestamp
 from mllm_pipe.errors import DEADLINE, FAILED, NO, OK, InputCut, Outcome
+from mllm_pipe.grouping.passage import Passage
 from mllm_pipe.grouping.plan import Plan, of_round, variables
 from mllm_pipe.reader import watch_reader
 from mllm_pipe.runtimes._pipeline import Pipeline, pipeline
 from mllm_pipe.stream import Sink, Source, Thread, show
-from mllm_pipe.terminal import note
+from mllm_pipe.terminal import kind_of, note
 from mllm_pipe.thread import branch, text_of
 from mllm_pipe.turn import complaint
 
@@ -44,6 +46,15 @@ def _own_commands() -> str:
     return next((one for one in folders if one and os.access(os.path.join(one, "dispatch"), os.X_OK)), "")
 
 
+def _is_ours(argv: list[str]) -> bool:
+    """True of a stage that is a command of ours; of another one nobody knows what its status says."""
+    return os.path.basename(argv[0]) in OURS
+
+
+def _name(label: str, argv: list[str]) -> str:
+    return f"stage {label} ({os.path.basename(argv[0])})"
+
+
 class Firing:
     """A group that is fired: what holds for all its rounds."""
 
@@ -55,9 +66,16 @@ class Firing:
         self.why = ""  # which stage failed, in words
 
     def once(self) -> int:
-        """Fire the stages between our stdin and our stdout; the exit status."""
-        with self._clock(), self._stages(1, 0, 1) as running:
-            return self._status(running.statuses(), 1)
+        """Fire the stages between our stdin and our stdout; the exit status. WriteFailed as a stage of ours has it."""
+        if _is_ours(of_round(self.plan, 1)[-1][1]) or kind_of(1) == "terminal":
+            with self._clock(), self._stages(1, 0, 1) as running:
+                return self._status(running.statuses(), 1)
+        with Passage() as passage, self._clock(), self._stages(1, 0, passage.end) as running:
+            passage.run(running.woken[-1])
+            status = self._status(running.statuses(), 1, passage)
+        if passage.fault:
+            raise passage.fault
+        return status
 
     def rounds(self, sink: Sink, outcome: Outcome, as_text: bool) -> None:
         """Fire round after round. A thread that the judge passes, or that fails, goes out at once; the others go round
@@ -134,20 +152,31 @@ class Firing:
         with pipeline(told, stdin, stdout) as self.running:
             yield self.running
 
-    def _status(self, statuses: list[int], number: int) -> int:
-        """The exit status of a round, by those of its stages, all of which have ended."""
+    def _status(self, statuses: list[int], number: int, passage: Passage | None = None) -> int:
+        """The exit status of a round, by those of its stages, all of which have ended, and what was passed on."""
         if self.late:
             return DEADLINE
+        heard = passage.status() if passage else OK
+        if passage and passage.left and statuses[-1] != OK:
+            statuses[-1] = LEFT  # in whatever way the stage takes it
         ended = [(*stage, status) for stage, status in zip(of_round(self.plan, number), statuses, strict=True)]
-        failed = [one for one in ended if one[2] not in (OK, NO, LEFT)]
+        failed = [one for one in ended if one[2] not in (OK, LEFT) and (one[2] != NO or not _is_ours(one[1]))]
+        if statuses[-1] == LEFT:
+            failed = [one for one in failed if one[2] != NO]  # so ends who is not ended by SIGPIPE
+        elif failed == ended[-1:] and (statuses[-1], heard) == (NO, NO):
+            failed = []  # a judge in other clothes
         if failed:
             label, argv, status = next((one for one in failed if one[2] != FAILED), failed[0])
-            self.why = f"stage {label} ({os.path.basename(argv[0])}) ended with status {status}"
-            return status
+            self.why = f"{_name(label, argv)} ended with status {status}"
+            return FAILED if status == NO else status
         if statuses[-1] == LEFT:
             return LEFT
-        ours = [status for _, argv, status in ended if os.path.basename(argv[0]) in OURS]
-        return NO if NO in (statuses[-1], *ours[-1:]) else OK
+        if passage and heard not in (OK, NO):
+            what = "cut the stream, or dropped its end record" if passage.cut else "passed on what had failed"
+            self.why = f"{_name(*ended[-1][:2])} {what}"
+            return heard
+        ours = [status for _, argv, status in ended if _is_ours(argv)]
+        return NO if NO in (heard, *ours[-1:]) else OK
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
