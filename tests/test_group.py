@@ -399,6 +399,7 @@ def test_in_a_loop_each_thread_goes_round_by_itself(sh, work):
 
 @pytest.mark.parametrize("stage, status, why", [
     ("exit 9", 9, "it did not come back from round 2: stage 2.2 (sh) ended with status 9"),
+    ("exit 1", 3, "it did not come back from round 2: stage 2.2 (sh) ended with status 1"),
     ("kill -9 $$", 137, "it did not come back from round 2: stage 2.2 (sh) ended with status 137"),
     ("head -n 5; exit 9", 9, "input ended early"),
 ])  # fmt: skip
