@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from mllm_pipe import __version__, times
+from mllm_pipe import __version__, places, times
 from mllm_pipe.errors import DEFECT, USAGE, WRITE_FAILED, Failure, Stopped, Usage
 from mllm_pipe.lines import MAX_LINE
 from mllm_pipe.reader import reader_left
@@ -222,6 +222,11 @@ def _variable(_: click.Context, parameter: click.Parameter, name: str | None) ->
     return name
 
 
+def resolved(_: click.Context, __: click.Parameter, directory: str | None) -> str | None:
+    """The callback of --cwd."""
+    return directory and places.directory(directory)
+
+
 def hush(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
     """The callback of -q."""
     if quiet:
@@ -245,7 +250,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         option("--pass-env", multiple=True, metavar="NAME", help="Let an exec: program see this key."),
         option("--max-tokens", type=click.IntRange(1, MOST_TOKENS), metavar="N",
                help="Longest answer; codex and exec: programs take no notice."),
-        option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
+        option("--cwd", type=click.Path(exists=True, file_okay=False), callback=resolved, metavar="DIR",
                help="Where an agent program works (default: an empty directory)."),
         option("--allow", type=click.Choice(["read", "write", "all"]),
                help="What an agent program may do by itself (default: nothing)."),

@@ -1,8 +1,10 @@
-"""Where our files lie: the XDG directories, by the rules of the XDG Base Directory specification."""
+"""Where our files lie: the XDG directories, by the rules of the XDG Base Directory specification. Where we are."""
 
 from __future__ import annotations
 
 import os
+
+from mllm_pipe.errors import Missing
 
 
 def home() -> str:
@@ -22,6 +24,14 @@ def base(variable: str, *default: str) -> str:
     """An XDG directory; one that is empty or relative counts as unset."""
     named = os.environ.get(variable, "")
     return named if os.path.isabs(named) else os.path.join(home(), *default)
+
+
+def directory(named: str = "") -> str:
+    """The real path of a directory; of the working directory if none is named. Missing if that is gone, and needed."""
+    try:
+        return os.path.realpath(named if os.path.isabs(named) else os.path.join(os.getcwd(), named))
+    except OSError as error:
+        raise Missing(f"the working directory is gone ({error.strerror}); cd to one that is there") from None
 
 
 def state() -> str:

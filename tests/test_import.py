@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import shutil
+import sqlite3
 import subprocess
 
 import orjson
@@ -177,6 +178,43 @@ def test_a_database_that_is_none_is_said(sh, home):
         place.write_bytes(data)
         ran = sh("thread-import --from opencode --last --all")
         assert ran == (66, "", f"thread-import: {place}: no database that is known here: {why}\n")
+
+
+@pytest.mark.parametrize(("program", "whole", "damaged"), [
+    ("llm", b"CREATE TABLE", b"CREATE TAB\xffE"), ("llm", b"thread_id", b"thread\0id"),
+    ("opencode", b'"role"', b'"role\xff'), ("opencode", b"revert", b"rev\xffrt"),
+])  # fmt: skip
+def test_a_database_that_is_damaged_is_said(sh, home, work, program, whole, damaged):
+    if program == "llm":
+        place = home / ".config" / "io.datasette.llm" / "logs.db"
+        place.parent.mkdir(parents=True)
+        database = sqlite3.connect(place)
+        database.executescript((SESSIONS / "llm-logs.sql").read_text())
+        database.close()
+    else:
+        place = lay(home, program, work)
+    assert whole in place.read_bytes()
+    place.write_bytes(place.read_bytes().replace(whole, damaged))
+    for asked in ("--list --all", "--last --all", str(place)):
+        ran = sh(f"thread-import --from {program} {asked}")
+        assert (ran.status, ran.out) == (66, "") and ran.err.startswith(f"thread-import: {place}: no database that is known")
+
+
+@pytest.mark.parametrize("line", [
+    "thread-export --to claude < ../t", "thread-export --to codex --cwd . < ../t", "thread-import --from claude --last",
+    "thread-import --from gemini --list", "dispatch --to claude --cwd . < ../t"])  # fmt: skip
+def test_a_working_directory_that_is_gone_is_said_where_it_is_needed(sh, line):
+    name = line.split()[0]
+    ran = sh(f"thread-append --new --thread t hi > t; mkdir g; cd g; rmdir ../g; {line.replace('../t', '$OLDPWD/t')}")
+    why = "the working directory is gone (No such file or directory); cd to one that is there"
+    assert ran == (66, "", f"{name}: {why}\n")
+
+
+def test_a_working_directory_that_is_gone_is_not_missed_where_it_is_not_needed(sh):
+    ran = sh("thread-append --new --thread t hi > t; mkdir g; cd g; rmdir ../g; thread-export --to text < $OLDPWD/t; "
+             "thread-export -q --to claude --cwd / < $OLDPWD/t >/dev/null; "
+             "thread-import -q --from claude --last --all | jq -r 'select(.role).content'")  # fmt: skip
+    assert ran == (0, "t\n\n== user\nhi\nhi\n", "")
 
 
 @pytest.mark.parametrize(("asked", "status", "err"), [

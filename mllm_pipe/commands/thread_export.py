@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import Any
 
 import click
 import orjson
 
-from mllm_pipe import cli, sessions
+from mllm_pipe import cli, places, sessions
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import FAILED, BadRecord, CallFailed, Failure, Missing, Outcome, Usage
 from mllm_pipe.runtimes._program import FIXED_TIME
@@ -23,7 +22,7 @@ from mllm_pipe.thread import UNNAMED, admitted, branch
 @cli.option("--to", "program", required=True, type=click.Choice([*sessions.KEPT, *sessions.APIS, *page.FORMS]),
             help="Who shall go on; a request's body; or a page for people.")
 @cli.option("-m", "--model", metavar="MODEL", help="Of a body, and of llm: the model (default: its own last one).")
-@cli.option("--cwd", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIR",
+@cli.option("--cwd", type=click.Path(exists=True, file_okay=False), callback=cli.resolved, metavar="DIR",
             help="The directory that the session belongs to (default: this one).")
 @cli.option("--as", "agent", metavar="NAME", default=UNNAMED, help="Whose turns are its own; others' are quoted.")
 @cli.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
@@ -47,7 +46,7 @@ def command(program: str, model: str | None, cwd: str | None, agent: str, form: 
         raise Usage(f"-m is for a request's body and for llm; {why}")
     if (cwd is not None or form == "json") and program not in sessions.KEPT:
         raise Usage(f"--cwd and --format json are for a session; {program} goes to stdout")
-    where = cwd or os.getcwd()
+    where = cwd or (places.directory() if program in sessions.KEPT else "")
     outcome = Outcome()
     source = Source(outcome, Sink(records=False).record, grouped=grouped, max_line=max_line)
     for thread in source.threads():

@@ -9,7 +9,7 @@ from types import ModuleType
 import click
 import orjson
 
-from mllm_pipe import cli, sessions
+from mllm_pipe import cli, places, sessions
 from mllm_pipe.errors import Missing, Outcome, Usage
 from mllm_pipe.lines import bad_line
 from mllm_pipe.sessions import choice
@@ -48,15 +48,14 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
     if cid is not None and program != "llm":
         raise Usage("--cid is for --from llm; say SESSION")
     wanted = session if cid is None else cid
-    cwd = None if everywhere else os.getcwd()
     if listing:
         if program in sessions.APIS:
             raise Usage(f"{program} keeps no sessions here; say the FILE of a request")
         if wanted is not None or last:
             raise Usage("--list takes no SESSION and no --last")
-        return _list(module, cwd, (form or ("text" if kind_of(1) == "terminal" else "ndjson")) == "text")
+        return _list(module, _where(everywhere), (form or ("text" if kind_of(1) == "terminal" else "ndjson")) == "text")
     gc.disable()  # records make no cycles, and looking for some takes a third of the time
-    one = _chosen(module, program, session, cid, last, cwd)
+    one = _chosen(module, program, session, cid, last, everywhere)
     outcome, sink = Outcome(), Sink(records=form != "text" and (form == "ndjson" or kind_of(1) != "terminal"))
     made, reader = choice.read(module, one)
     thread = Thread(made["thread"])
@@ -84,7 +83,7 @@ def command(session: str | None, program: str, last: bool, listing: bool, everyw
 
 
 def _chosen(module: ModuleType, program: str, session: str | None, cid: str | None, last: bool,
-            cwd: str | None) -> Held:  # fmt: skip
+            everywhere: bool) -> Held:  # fmt: skip
     """The session that the flags name, or that is picked. Usage if they name none, or more than one."""
     if sum([session is not None and cid is None, cid is not None, last]) > 1:
         raise Usage("say one of: a SESSION or its FILE, --last, --list")
@@ -96,13 +95,19 @@ def _chosen(module: ModuleType, program: str, session: str | None, cid: str | No
             raise Missing(f"{session}: no such file")
         raise Usage(f"say the FILE of a request to {program}, or - for stdin")
     if last:
-        return choice.newest(module.held(cwd), program, cwd is None)
+        return choice.newest(module.held(_where(everywhere)), program, everywhere)
     if cid is not None or session is not None:
         return choice.named(module.held(None), str(session if cid is None else cid))
     if kind_of(0) != "terminal" or kind_of(2) != "terminal":
         raise Usage("say one of: a SESSION or its FILE, --last, --list")
-    choice.newest(module.held(cwd), program, cwd is None)  # says it if there is none
-    return choice.pick(module, module.held(cwd))
+    found = module.held(_where(everywhere))
+    choice.newest(found, program, everywhere)  # says it if there is none
+    return choice.pick(module, found)
+
+
+def _where(everywhere: bool) -> str | None:
+    """The directory whose sessions are meant; None for those of all."""
+    return None if everywhere else places.directory()
 
 
 def _list(module: ModuleType, cwd: str | None, as_text: bool) -> int:

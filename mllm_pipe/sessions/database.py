@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
+import orjson
+
 from mllm_pipe.errors import Missing
 
 MAGIC = b"SQLite format 3\0"
@@ -43,6 +45,8 @@ def opened(path: str) -> Iterator[sqlite3.Connection]:
                 database.close()
     except OSError as error:
         raise Missing(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, orjson.JSONDecodeError, IndexError):  # what SQLite says is no text, a column is lacking
+        raise Missing(f"{path}: no database that is known here: it is damaged") from None
     except sqlite3.Error as error:
         raise Missing(f"{path}: no database that is known here: {error}") from None
 

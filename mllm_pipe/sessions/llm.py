@@ -110,13 +110,13 @@ class _Rows(Reader):
 
         with opened(self.path) as database:
             asked = _tables(database, "SELECT thread_id, id FROM turns", "SELECT conversation_id, id FROM responses")
-            known = sorted((row[1], row[0]) for one in asked for row in database.execute(one) if row[0])
+            known = sorted((str(row[1]), str(row[0])) for one in asked for row in database.execute(one) if row[0])
             known = [one for one in known if one[1].startswith(self.ident)]
             if not known:
                 raise Missing(f"{self.path}: it has no conversation {self.ident}".rstrip())
             ident = known[-1][1]
             applied = [row[0] for row in database.execute("SELECT name FROM _llm_migrations")]
-            numbers = [int(number) for name in applied for number in re.findall(r"\Am(\d+)", name)]
+            numbers = [int(number) for name in applied for number in re.findall(r"\Am(\d+)", str(name))]
             yield {"schema": max(numbers, default=0)}
             turns = list(_turns(database, ident)) if "thread_id" in asked[0] else []
             yield from turns if turns else _legacy(database, ident)

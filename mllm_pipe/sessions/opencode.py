@@ -47,7 +47,8 @@ def held(cwd: str | None) -> list[Held]:
     asked = "SELECT s.id, s.time_updated, (SELECT sum(length(data)) FROM part p WHERE p.session_id = s.id) " \
             "FROM session s WHERE s.parent_id IS NULL AND (?1 IS NULL OR s.directory = ?1)"  # fmt: skip
     with opened(path) as database:
-        return [Held(path, str(ident), at / 1000, size or 0) for ident, at, size in database.execute(asked, (cwd,))]
+        rows = database.execute(asked, (cwd,)).fetchall()
+    return [Held(path, str(ident), at / 1000 if type(at) is int else 0.0, size or 0) for ident, at, size in rows]
 
 
 def reader(path: str, ident: str) -> Reader:
