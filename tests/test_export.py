@@ -110,6 +110,30 @@ def test_of_another_agents_turn_what_no_quotation_tells_is_said_to_be_dropped(sh
     assert (ran.status == 3, ran.err.count("weird of message a"), ran.err.count("reasoning")) == ("--strict" in line, 1, 0)
 
 
+ANSWERS = r"""{"role":"user","content":"q"}
+{"id":"a","role":"assistant","content":"one","finish":"length","author":{"model":"m","provider":"p","runtime":"r"}}
+{"id":"b","role":"assistant","content":"two","finish":"stop","author":{"model":"m","provider":null,"runtime":"r"}}
+{"v":1,"type":"span","thread":"t","id":"s","parent_run_id":"r","op":"dispatch","slot":"response","started_at":"2026-01-02T03:04:05.000Z","duration_ms":1,"status":"ok","usage":{"input_tokens":1},"cost_usd":null,"cost_source":null,"output_ids":["a"]}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("program", "lost"), [
+    ("claude", "model, usage, finish of 2 answers"), ("codex", "model, usage, finish of 2 answers"),
+    ("gemini", "model, usage, finish of 2 answers"), ("llm", "finish of 1 answer")])  # fmt: skip
+def test_what_a_session_has_no_place_for_beside_the_turns_is_told_once(sh, work, program, lost):
+    (work / "bare").write_text(ANSWERS)
+    ran = sh(f"thread-append - --thread t < bare | thread-export --to {program} >/dev/null")
+    told, path = ran.err.splitlines()
+    said = f"{lost}: dropped, a session of {program} has no place for that"
+    assert (ran.status, told) == (0, f"thread-export: thread t: {said}") and path.startswith("thread-export: thread t: /")
+
+
+@pytest.mark.parametrize("program", FILES_OF)
+def test_of_its_own_answers_a_session_loses_nothing_beside_the_turns(sh, program):
+    ran = sh(f"thread-import --from {program} {FILES[program]} | thread-export --to {program} >/dev/null")
+    assert (ran.status, len(ran.err.splitlines())) == (0, 1)
+
+
 def test_what_the_system_was_told_comes_back_from_codex(sh):
     ran = sh("thread-append --new --thread s --system 'Answer in French only.' Hi > t; thread-export -q --to codex < t; "
              "thread-import --from codex --last > u; thread-export -q --to codex < u; "

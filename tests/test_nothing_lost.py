@@ -133,10 +133,13 @@ def test_a_loss_is_told_of_the_message_that_it_happened_to(sh, work):
         "thread-export: thread x: opaque of message m1: dropped, it cannot stand in a user turn"]  # fmt: skip
 
 
+ANSWERED = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi"}]
+
+
 def test_llm_tells_of_each_message_that_it_keeps_nothing_of(sh, work):
-    write(work / "m", [{"id": f"m{number}", **one} for number, one in enumerate(AGENT)])
+    write(work / "m", [{"id": f"m{number}", **one} for number, one in enumerate([*ANSWERED, *AGENT])])
     ran = sh("thread-append - --thread x < m | thread-export --to llm > /dev/null")
-    assert re.findall(r"all of message (\S+): dropped, llm keeps what was answered", ran.err) == ["m0", "m1", "m2", "m3"]
+    assert re.findall(r"all of message (\S+): dropped, llm keeps what was answered", ran.err) == ["m2", "m3", "m4", "m5"]
 
 
 LINKS = [{"type": "file", "media_type": "image/png", "url": "https://x.test/p"},
@@ -189,7 +192,7 @@ def test_a_call_from_before_there_were_tools_has_its_result(sh, work):
 @pytest.mark.parametrize("program", ["claude", "codex", "gemini", "llm"])
 def test_what_is_no_session_where_one_belongs_is_left_and_the_new_one_gets_another_id(sh, program, there):
     export = f"thread-export -q --to {program} --format json < t | jq -r .path"
-    ran = sh(f"thread-append --new --thread x hi > t; p=$({export}); rm \"$p\"; {there} \"$p\"; q=$({export}); "
+    ran = sh(f"thread-append --new --thread x hi | dispatch -q --to echo > t; p=$({export}); rm \"$p\"; {there} \"$p\"; q=$({export}); "
              f'[ -f "$q" ] && [ "$p" != "$q" ] && [ "$({export})" = "$q" ] && [ ! -f "$p" ]')  # fmt: skip
     assert ran == (0, "", "")
 

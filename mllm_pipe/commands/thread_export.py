@@ -59,7 +59,7 @@ def command(program: str, model: str | None, cwd: str | None, agent: str, form: 
             if program in sessions.APIS:
                 _body(thread, messages, program, model, agent)
                 continue
-            made = _export(thread, messages, sessions.load(program), where, agent, model)
+            made = _export(thread, messages, program, where, agent, model)
         except Failure as failure:
             say(f"thread {thread.id}: {failure}")
             outcome.fail(failure.status)
@@ -103,9 +103,10 @@ def _lost(thread: Thread, losses: list[dict[str, Any]]) -> None:
         note(f"thread {thread.id}: {loss['what']}: {loss['action']}, {loss['why']}")
 
 
-def _export(thread: Thread, messages: list[Record], module: Any, cwd: str, agent: str,
+def _export(thread: Thread, messages: list[Record], program: str, cwd: str, agent: str,
             model: str | None) -> dict[str, Any]:  # fmt: skip
     """Writes the session of a thread: {"thread", "session", "path", "cwd", "command"}."""
+    module = sessions.load(program)
     spans = {ident: one for one in thread.records if one["type"] == "span" and one.get("usage")
              for ident in one.get("output_ids", ())}  # fmt: skip
     at = next((one["at"] for one in messages if "at" in one), FIXED_TIME)
@@ -120,7 +121,7 @@ def _export(thread: Thread, messages: list[Record], module: Any, cwd: str, agent
         if path:
             break
         tried = [messages[-1]["id"], tried[1] + 1 if tried else 1]
-    _lost(thread, losses)
+    _lost(thread, [*losses, *sessions.unkept(messages, spans, module, program, agent)])
     words = shlex.join(module.go_on(ident, path))
     return {"thread": thread.id, "session": ident, "path": path, "cwd": cwd, "command": words}
 

@@ -12,6 +12,7 @@ and, if sessions of it can be written,
 
     session_id(thread, *more) -> ident    of a new session
     session(messages, spans, ident, cwd, agent) -> (bytes, losses); Missing if it would have no turn
+    keeps(answer, own) -> names           what a session has a place for of BESIDE_TURNS; own: its program made it
     put(data, ident, cwd, at) -> path     lays it where it has to lie; None if there is another one of that id anywhere
     go_on(ident, path) -> [word, ...]     the command that resumes it
 
@@ -31,7 +32,7 @@ from mllm_pipe.envelope import milliseconds
 from mllm_pipe.errors import Missing
 from mllm_pipe.runtimes import _files, _turns
 from mllm_pipe.runtimes._program import distinct, uuid_of
-from mllm_pipe.thread import content_of, heard
+from mllm_pipe.thread import UNNAMED, content_of, heard, speaker
 
 Json = dict[str, Any]
 
@@ -41,6 +42,7 @@ KEPT = (*PROGRAMS, "llm")  # where sessions lie that can be listed, and new ones
 READ = (*KEPT, *APIS)
 HALF = "the last answer is not whole yet; it is left out"  # it would not be the same when it is
 UNKNOWN_MODEL = "assistant"  # what stands where a program wants the name of a model, and none is known
+BESIDE_TURNS = ("model", "usage", "finish")  # what is told of an answer, beside what it says
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
@@ -155,6 +157,26 @@ def told(piece: Json, rule: Json, losses: list[Json]) -> tuple[bool, list[Json]]
     if len(parts) < len(piece["parts"]):
         _turns.loss(losses, {"ids": [piece["id"]]}, "reasoning", "dropped", "another vendor's model made it")
     return ours, parts
+
+
+def unkept(messages: list[Json], spans: dict[str, Json], module: ModuleType, program: str, agent: str) -> list[Json]:
+    """What is told beside the turns and has no place in the session: one loss for all answers. Quotations keep none."""
+    lost: set[str] = set()
+    answers = 0
+    for one in messages:
+        if one["role"] != "assistant":
+            continue
+        ended = one.get("finish") not in (None, "stop", "tool")
+        there = {"model": one.get("author", {}).get("model"), "usage": one["id"] in spans, "finish": ended}
+        made = (one.get("origin") or {}).get("api") == program
+        kept = module.keeps(one, made) if speaker(one) in (agent, UNNAMED) else ()
+        gone = {name for name in BESIDE_TURNS if there[name] and name not in kept}
+        lost |= gone
+        answers += bool(gone)
+    if not lost:
+        return []
+    what = f"{', '.join(name for name in BESIDE_TURNS if name in lost)} of {counted(answers, 'answer')}"
+    return [{"what": what, "action": "dropped", "why": f"a session of {program} has no place for that"}]
 
 
 def nothing(program: str) -> Missing:

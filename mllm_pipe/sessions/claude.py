@@ -35,7 +35,7 @@ OF_THE_PROGRAM = ("<system-reminder>", "<command-name>", "<command-message>", "<
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool", "max_tokens": "length", "refusal": "refusal",
           "pause_turn": "pause"}  # fmt: skip
 reader = Reader
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "keeps", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -60,6 +60,11 @@ def _projects() -> str:
 
 def _slug(cwd: str) -> str:
     return re.sub(r"[^a-zA-Z0-9]", "-", cwd)
+
+
+def keeps(_answer: Json, own: bool) -> Sequence[str]:
+    """What of an answer has a place beside what it says (see mllm_pipe.sessions)."""
+    return sessions.BESIDE_TURNS if own else ()
 
 
 def put(data: bytes, ident: str, cwd: str, _at: str) -> str | None:

@@ -37,7 +37,7 @@ PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco"
           "custom_tool_call": "ctc", "custom_tool_call_output": "ctco"}  # fmt: skip
 ITEM_ID = re.compile(r"(msg|fc|fco|rs|ctc|ctco)_[A-Za-z0-9_-]{1,180}", re.ASCII)
 reader = Reader
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "keeps", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -57,6 +57,11 @@ def go_on(ident: str, _path: str) -> list[str]:
 
 def _home() -> str:
     return places.of_program("CODEX_HOME", ".codex")
+
+
+def keeps(_answer: Json, own: bool) -> Sequence[str]:
+    """What of an answer has a place beside what it says (see mllm_pipe.sessions)."""
+    return ("model", "usage") if own else ()
 
 
 def put(data: bytes, ident: str, _cwd: str, at: str) -> str | None:

@@ -32,7 +32,7 @@ FIRST_ID = hashlib.sha256(b"environment-context").hexdigest()[:32]  # of its tur
 HIDDEN = {"text": "", "thought": False}  # hides the beginning of a turn that would be left out; is itself not sent
 IGNORED = re.compile(r"\s*([/?]|$)")  # such user turns are
 
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "keeps", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -50,6 +50,11 @@ def held(cwd: str | None) -> list[Held]:
 def reader(path: str, ident: str) -> Reader:
     """What reads a session; older versions wrote one document."""
     return Whole(path, ident) if path.endswith(".json") else Reader(path, ident)
+
+
+def keeps(_answer: Json, own: bool) -> Sequence[str]:
+    """What of an answer has a place beside what it says (see mllm_pipe.sessions)."""
+    return ("model", "usage") if own else ()
 
 
 def put(data: bytes, ident: str, cwd: str, at: str) -> str | None:

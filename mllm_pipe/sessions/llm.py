@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 PROGRAM, KNOWN = "llm", "schema 27"
 OF_TURN = ("id", "model", "resolved_model", "duration_ms", "datetime_utc", "input_tokens", "output_tokens")
 UTC = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:\+00:00|Z)?", re.ASCII)
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "keeps", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -69,6 +69,11 @@ def reader(path: str, ident: str) -> Reader:
     from mllm_pipe.sessions.database import is_database
 
     return _Rows(path, ident) if is_database(path) else _Printed(path, ident)
+
+
+def keeps(_answer: Json, _own: bool) -> Sequence[str]:
+    """What of an answer has a place beside what it says (see mllm_pipe.sessions)."""
+    return "model", "usage"
 
 
 def put(data: bytes, ident: str, _cwd: str, _at: str) -> str | None:

@@ -19,7 +19,7 @@ from mllm_pipe.envelope import timestamp
 from mllm_pipe.errors import CallFailed, Missing, WriteFailed
 from mllm_pipe.runtimes import _child
 from mllm_pipe.runtimes._program import uuid_of
-from mllm_pipe.sessions import HALF, message, opaque, record, span, word
+from mllm_pipe.sessions import BESIDE_TURNS, HALF, message, opaque, record, span, word
 from mllm_pipe.sessions.opencode_document import VERSION, session, session_id
 from mllm_pipe.sessions.store import Held, Reader, Whole, alone
 
@@ -31,7 +31,7 @@ BESIDE = frozenset(("step-start", "step-finish", "snapshot", "patch", "retry", "
 FINISH = {"stop": "stop", "length": "length", "content-filter": "filter", "tool-calls": "tool"}
 IMPORT_S = 120.0
 OFF = ("AUTOUPDATE", "MODELS_FETCH", "DEFAULT_PLUGINS", "LSP_DOWNLOAD", "SHARE", "PROJECT_CONFIG")
-__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "put", "go_on"]
+__all__ = ["PROGRAM", "KNOWN", "held", "reader", "records", "session", "session_id", "keeps", "put", "go_on"]
 
 
 # -- where they are ---------------------------------------------------------------------------------------------------
@@ -84,6 +84,11 @@ class _Rows(Reader):
 def go_on(ident: str, _path: str) -> list[str]:
     """The command that resumes a session, in its directory."""
     return ["opencode", "--session", ident]
+
+
+def keeps(answer: Json, own: bool) -> Sequence[str]:
+    """What of an answer has a place beside what it says (see mllm_pipe.sessions): it names a model by its provider."""
+    return BESIDE_TURNS if own else ("model",) if answer["author"].get("provider") else ()
 
 
 def put(data: bytes, ident: str, cwd: str, _at: str) -> str | None:
