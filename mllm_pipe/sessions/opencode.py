@@ -88,7 +88,7 @@ def go_on(ident: str, _path: str) -> list[str]:
 
 def keeps(answer: Json, own: bool) -> Sequence[str]:
     """What of an answer has a place beside what it says (see mllm_pipe.sessions): it names a model by its provider."""
-    return BESIDE_TURNS if own else ("model",) if answer["author"].get("provider") else ()
+    return BESIDE_TURNS if own else ("model",) if answer.get("author", {}).get("provider") else ()
 
 
 def put(data: bytes, ident: str, cwd: str, _at: str) -> str | None:
