@@ -265,6 +265,35 @@ def test_in_a_page_of_markdown_what_a_text_begins_ends_with_it(sh, work):
 """, "")  # fmt: skip
 
 
+def test_a_page_shows_of_each_part_what_it_says_and_twice_nothing(sh, work):
+    (work / "bare").write_text(
+        r"""{"role":"assistant","content":[{"type":"text","text":"{\"a\":1}"},{"type":"data","value":{"a":1}}]}
+{"role":"assistant","content":[{"type":"data","value":[1]},{"type":"weird","foo":3},{"type":"opaque","raw":{"b":2}}]}
+{"role":"assistant","content":[{"type":"tool_call","id":"c","name":"f","arguments":{},"arguments_raw":"{a"},{"type":"empty"}]}
+""")  # fmt: skip
+    ran = sh("thread-append - --thread t < bare | thread-export --to text")
+    assert ran == (0, """t
+
+== assistant
+{"a":1}
+
+== assistant
+  [data] [
+  [data]   1
+  [data] ]
+  [weird] {
+  [weird]   "foo": 3
+  [weird] }
+  [opaque] {
+  [opaque]   "b": 2
+  [opaque] }
+
+== assistant
+  [calls f] {a
+  [empty] 
+""", "")  # fmt: skip
+
+
 def test_a_page_of_html_is_escaped(sh, work):
     (work / "bare").write_text(HOSTILE)
     ran = sh("thread-append - --thread t < bare | thread-export --to html")

@@ -307,7 +307,7 @@ def _assistant(turn: Json, idents: list[str], rule: Json, losses: list[Json]) ->
                 loss(losses, turn, kind, "downgraded", "sent as text: the API has no such part")
                 parts += _text(turn, bare | {"type": "text"}, rule, losses)
         elif kind == "data":
-            if not _has_twin(part, turn["parts"]):
+            if not has_twin(part, turn["parts"]):
                 parts.append({"type": "text", "text": orjson.dumps(part["value"]).decode()})
         elif kind == "file":
             if ours or rule["model_files"]:
@@ -331,7 +331,7 @@ def _user(turn: Json, rule: Json, losses: list[Json]) -> list[Json]:
         if kind in ("text", "refusal"):
             parts += _text(turn, bare | {"type": "text"}, rule, losses)
         elif kind == "data":
-            if not _has_twin(part, turn["parts"]):
+            if not has_twin(part, turn["parts"]):
                 parts.append({"type": "text", "text": orjson.dumps(part["value"]).decode()})
         elif kind == "file":
             parts.append(bare)
@@ -349,7 +349,8 @@ def _text(turn: Json, part: Json, rule: Json, losses: list[Json]) -> list[Json]:
     return []
 
 
-def _has_twin(part: Json, parts: list[Json]) -> bool:
+def has_twin(part: Json, parts: list[Json]) -> bool:
+    """True if a text of the parts says the same as a data part."""
     for other in parts:
         if other["type"] == "text":
             try:

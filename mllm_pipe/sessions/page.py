@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from mllm_pipe.runs import REDACTED
+from mllm_pipe.runtimes._turns import has_twin
 from mllm_pipe.terminal import one_line, safe
 from mllm_pipe.thread import parts_of, speaker
 
@@ -26,7 +27,7 @@ STYLE = ("body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0
 
 def page(messages: list[Json], title: str, form: str) -> str:
     """The messages of a branch, oldest first, as one page."""
-    blocks = [(who(one), [shown(part) for part in parts_of(one["content"])]) for one in messages]
+    blocks = [(who(one), all_shown(one["content"])) for one in messages]
     return {"markdown": _markdown, "html": _html, "text": _text}[form](safe(title), blocks)
 
 
@@ -41,6 +42,12 @@ def who(one: Json) -> str:
     return safe(f"{name} ({by})" if by else name).replace("\n", " ")
 
 
+def all_shown(content: str | list[Json]) -> list[tuple[str, str]]:
+    """The parts of a content as `shown` gives them; of structured output what no text beside it says."""
+    parts = parts_of(content)
+    return [shown(part) for part in parts if part["type"] != "data" or not has_twin(part, parts)]
+
+
 def shown(part: Json) -> tuple[str, str]:
     """(label, text) of a part; no label for prose."""
     kind = part["type"]
@@ -49,15 +56,23 @@ def shown(part: Json) -> tuple[str, str]:
     if kind == "reasoning":
         return "reasoning", safe(part.get("text") or "")
     if kind == "tool_call":
-        return f"calls {safe(part['name'])}", safe(orjson.dumps(part["arguments"], option=orjson.OPT_INDENT_2).decode())
+        given = part.get("arguments_raw")
+        return f"calls {safe(part['name'])}", _json(part["arguments"]) if given is None else safe(given)
     if kind == "tool_result":
-        texts = [text for _, text in map(shown, parts_of(part["content"]))]
+        texts = [text for _, text in all_shown(part["content"])]
         return "error" if part.get("is_error") else "result", "\n".join(texts)
     if kind == "file":
         return "file", safe(str(part.get("name") or part["media_type"]))
     if kind == REDACTED:
         return kind, safe(f"{part.get('bytes')} bytes, sha256 {part.get('sha256')}")
-    return safe(kind), ""
+    if kind == "data":
+        return kind, _json(part["value"])
+    beside = {name: value for name, value in part.items() if name != "type"}
+    return safe(kind), _json(beside.get("raw", beside)) if beside else ""
+
+
+def _json(value: Any) -> str:
+    return safe(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 _OURS = re.compile(r"^(?===|  \[)", re.MULTILINE)  # how the lines begin that say who speaks, and what is no prose

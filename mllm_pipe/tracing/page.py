@@ -14,9 +14,9 @@ from typing import Any
 
 from mllm_pipe.envelope import Record
 from mllm_pipe.runs import Fold
-from mllm_pipe.sessions.page import as_html, shown, who
+from mllm_pipe.sessions.page import all_shown, as_html, who
 from mllm_pipe.terminal import safe
-from mllm_pipe.thread import UNNAMED, parts_of, view
+from mllm_pipe.thread import UNNAMED, view
 from mllm_pipe.tracing import ledger, waterfall
 from mllm_pipe.tracing.words import money, time, tokens
 
@@ -182,7 +182,7 @@ def _finding(one: Record) -> str:
                for each in one.get("criteria", [])]  # fmt: skip
     rest = f"<ul>{''.join(reasons)}</ul>" if reasons else ""
     rest += f"<p>{_text(one['reason'])}</p>" if one.get("reason") else ""
-    rest += "".join(_part(part) for part in parts_of(one.get("content", "")))
+    rest += _content(one.get("content", ""))
     return f'<div class="said {one["type"]}"><p><b>{_text(waterfall.said(one))}</b></p>{rest}</div>'
 
 
@@ -228,12 +228,11 @@ def _thread(thread: str, said: list[Record]) -> str:
 def _turn(name: str, content: str | list[Json], at: str = "") -> str:
     kind = "own" if name not in ("user", "system", "tool") else name
     moment = f"<time>{_text(at[11:19])}</time>" if at else ""
-    parts = "".join(map(_part, parts_of(content)))
-    return f'<div class="turn {kind}"><div class="by">{_text(name)} {moment}</div>{parts}</div>'
+    return f'<div class="turn {kind}"><div class="by">{_text(name)} {moment}</div>{_content(content)}</div>'
 
 
-def _part(part: Json) -> str:
-    return as_html(*shown(part))
+def _content(content: str | list[Json]) -> str:
+    return "".join(as_html(label, text) for label, text in all_shown(content))
 
 
 # -- small things
