@@ -210,12 +210,15 @@ def view(messages: list[Record], agent: str) -> dict[str, Any]:
         if role == "user" and turns and turns[-1]["role"] == "user":
             turns[-1]["parts"] += parts
             turns[-1]["ids"].append(message["id"])
+            turns[-1]["sources"] += [message["id"]] * len(parts)
         else:
             origin = message.get("origin") if role == "assistant" else None
-            turns.append({"role": role, "parts": list(parts), "ids": [message["id"]], "origin": origin})
+            turns.append({"role": role, "parts": list(parts), "ids": [message["id"]], "origin": origin,
+                          "sources": [message["id"]] * len(parts)})  # fmt: skip
     for turn in turns:
         if turn["role"] == "user":
-            turn["parts"].sort(key=lambda part: part["type"] != "tool_result")  # stable
+            order = sorted(range(len(turn["parts"])), key=lambda place: turn["parts"][place]["type"] != "tool_result")
+            turn |= {name: [turn[name][place] for place in order] for name in ("parts", "sources")}
     return {"system": "\n\n".join(system) or None, "turns": turns}
 
 

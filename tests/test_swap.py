@@ -58,7 +58,7 @@ LOST = {
         downgraded refusal of message m5
         renamed id of tool_call toolu_1 of message m7
         renamed id of tool_call call.9 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         downgraded system text of message m8
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12
@@ -70,28 +70,28 @@ LOST = {
         synthesised result of tool_call toolu_3 of message m2
         downgraded refusal of message m5
         renamed id of tool_call toolu_1 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12
-        downgraded is_error of tool_result toolu_1 of message m2""",
+        downgraded is_error of tool_result toolu_1 of message m3""",
     "openai-chat/m": """
         dropped reasoning of message m2
         renamed name of tool_call toolu_1 of message m2
         renamed name of tool_call toolu_3 of message m2
-        moved files of tool_result toolu_2 of message m2
+        moved files of tool_result toolu_2 of message m3
         synthesised result of tool_call toolu_3 of message m2
         renamed id of tool_call toolu_1 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12
-        downgraded is_error of tool_result toolu_1 of message m2""",
+        downgraded is_error of tool_result toolu_1 of message m3""",
     "google/gemini-3.8-flash": """
         dropped reasoning of message m2
         downgraded arguments of tool_call toolu_3 of message m2
         synthesised result of tool_call toolu_3 of message m2
         downgraded refusal of message m5
         renamed id of tool_call toolu_1 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         downgraded system text of message m8
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12""",
@@ -104,7 +104,7 @@ LOST = {
         synthesised result of tool_call toolu_3 of message m2
         downgraded refusal of message m5
         renamed id of tool_call call.9 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         downgraded system text of message m8
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12""",
@@ -114,24 +114,24 @@ LOST = {
         dropped reasoning of message m2
         renamed name of tool_call toolu_1 of message m2
         renamed name of tool_call toolu_3 of message m2
-        moved files of tool_result toolu_2 of message m2
+        moved files of tool_result toolu_2 of message m3
         synthesised result of tool_call toolu_3 of message m2
         downgraded refusal of message m5
         renamed id of tool_call call.9 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12
-        downgraded is_error of tool_result toolu_1 of message m2
+        downgraded is_error of tool_result toolu_1 of message m3
         synthesised text of message m7
         moved system text of message m8""",
     "gemini": """
         renamed id of tool_call toolu_1 of message m7
         dropped reasoning of message m2
         downgraded arguments of tool_call toolu_3 of message m2
-        moved files of tool_result toolu_2 of message m2
+        moved files of tool_result toolu_2 of message m3
         synthesised result of tool_call toolu_3 of message m2
         downgraded refusal of message m5
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         downgraded system text of message m8
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12""",
@@ -141,17 +141,26 @@ LOST = {
         renamed name of tool_call toolu_1 of message m2
         renamed name of tool_call toolu_3 of message m2
         downgraded arguments of tool_call toolu_3 of message m2
-        moved files of tool_result toolu_2 of message m2
+        moved files of tool_result toolu_2 of message m3
         synthesised result of tool_call toolu_3 of message m2
         downgraded refusal of message m5
         renamed id of tool_call call.9 of message m7
-        dropped opaque of tool_result call.9 of message m7
+        dropped opaque of tool_result call.9 of message m9
         downgraded system text of message m8
         dropped opaque of message m10
         synthesised result of tool_call call_z of message m12
         moved file of message m1
         synthesised text of message m7""",
 }
+
+
+@pytest.mark.parametrize("to", ["openai/m", "codex", "exec:cat"])
+def test_a_loss_names_the_message_that_it_stood_in_where_several_are_one_turn(sh, work, to):
+    odd = {"type": "odd", "x": 1}
+    records(work, {"role": "user", "content": [text("one"), odd]}, {"role": "user", "content": "two"},
+            {"role": "tool", "content": [result("none", "r")]}, {"role": "user", "content": "three"})  # fmt: skip
+    ran = sh(f"dispatch --dry-run --to {to} < t | jq -r '.losses[].what' | sort", **KEYS)
+    assert ran == (0, "odd of message m0\ntool_result none of message m2\n", "")
 
 
 @pytest.mark.parametrize("to", LOST)

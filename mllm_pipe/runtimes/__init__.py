@@ -36,7 +36,7 @@ file and its events. Further names that a module may define:
      "tool_choice": "auto" | "none" | "required" | {"name"}, where the user says so,
      "form": what tells of the schema in words, where nothing else in the request does; see `worded`}
     turn = {"role": "user" | "assistant" | "system", "parts": [part, ...], "ids": [message ids],
-            "origin": the message's origin | None}
+            "origin": the message's origin | None, "sources": [of each part the message's id], where that is known}
     parts are the envelope's content parts; tool results stand in user turns, before the text of that turn.
     The last turn is a user turn; system turns may stand after it.
 

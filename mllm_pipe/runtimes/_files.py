@@ -96,25 +96,27 @@ def placed(turns: list[Json], form: Callable[[Json, bool], Any]) -> tuple[list[J
 def _named_instead(
     turns: list[Json], refusal: Callable[[Json, bool], CallFailed | None], why: str
 ) -> tuple[list[Json], list[Json]]:
-    from mllm_pipe.runtimes._turns import loss
+    from mllm_pipe.runtimes._turns import loss, sourced
 
     losses: list[Json] = []
     newest = next((turn for turn in reversed(turns) if turn["role"] != "system"), None)
 
-    def shown(turn: Json, part: Json, of_result: bool = False) -> Json:
+    def shown(turn: Json, part: Json, source: Json, of_result: bool = False) -> Json:
         if part["type"] == "tool_result" and isinstance(part["content"], list):
-            return part | {"content": [shown(turn, inner, True) for inner in part["content"]]}
+            return part | {"content": [shown(turn, inner, source, True) for inner in part["content"]]}
         refused = refusal(part, of_result) if part["type"] == "file" else None
         if refused is None:
             return part
         if turn is newest:
             raise refused
-        loss(losses, turn, f"file {_name(part)}", "dropped", why)
+        loss(losses, turn, f"file {_name(part)}", "dropped", why, source)
         return {"type": "text", "text": f"[{_name(part)}: a file that cannot be shown here]"}
 
-    told = [turn | {"parts": [shown(turn, part) for part in turn["parts"]]} if any(map(_filed, turn["parts"])) else turn
-            for turn in turns]  # fmt: skip
-    return told, losses
+    def told(turn: Json) -> Json:
+        pairs = zip(turn["parts"], sourced(turn)["parts"], strict=True)
+        return turn | {"parts": [shown(turn, part, source) for part, source in pairs]}
+
+    return [told(turn) if any(map(_filed, turn["parts"])) else turn for turn in turns], losses
 
 
 def _name(part: Json) -> str:

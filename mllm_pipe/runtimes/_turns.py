@@ -67,7 +67,15 @@ def loss(losses: list[Json], turn: Json, what: str, action: str, why: str, part:
 def error_as_text(losses: list[Json], turn: Json, result: Json) -> None:
     """Notes that a tool's failure is told in the text of its result, for an API that has no mark for it."""
     if result["content"] != NO_RESULT:  # that it was made up is noted already
-        loss(losses, turn, f"is_error of tool_result {result['call_id']}", "downgraded", "sent as JSON text")
+        loss(losses, turn, f"is_error of tool_result {result['call_id']}", "downgraded", "sent as JSON text", result)
+
+
+def sourced(turn: Json) -> Json:
+    """The turn, of which each part says which message it is `from`, if the turn knows that of all."""
+    if "sources" not in turn:
+        return turn
+    parts = zip(turn["parts"], turn["sources"], strict=True)
+    return turn | {"parts": [part | {"from": ident} for part, ident in parts]}
 
 
 def own(turn: Json, rule: Json) -> bool:
@@ -153,6 +161,7 @@ def settle(turns: list[Json], rule: Json) -> tuple[list[Json], list[Json]]:
     Calls and results have legal ids and names; only parts of own turns have `raw`; results in user turns come first.
     """
     losses: list[Json] = []
+    turns = [sourced(turn) if turn["role"] == "user" else turn for turn in turns]
     found = _pair(turns, losses)
     carried = {id(result) for results in found.values() for result in results.values()}
     out: list[Json] = []
@@ -270,7 +279,9 @@ def _results(
         content: Any = [{"type": "text", "text": text}] * bool(text) + files if files else text
         name = legal_name(call["name"], rule)
         error = bool(result.get("is_error"))
-        results.append({"type": "tool_result", "call_id": ident, "name": name, "content": content, "is_error": error})
+        given = {"from": result["from"]} if "from" in result else {}
+        results.append({"type": "tool_result", "call_id": ident, "name": name, "content": content, "is_error": error,
+                        **given})  # fmt: skip
     return results
 
 

@@ -21,12 +21,12 @@ STREAMS = True
 def request(request: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """(what goes on stdin, losses): the text of a single question as it is, else the whole view in one framed text."""
     turns, losses = request["turns"], list[dict[str, Any]]()
-    for turn in turns:
+    for turn in map(_turns.sourced, turns):
         for part in turn["parts"]:
             if part["type"] not in ("text", "refusal", "data"):
                 label, action, why = _BENT.get(part["type"], ("", "dropped", "a program is sent text"))
                 name = part.get(label) or part.get("media_type") or ""
-                _turns.loss(losses, turn, f"{part['type']} {name}".strip(), action, why)
+                _turns.loss(losses, turn, f"{part['type']} {name}".strip(), action, why, part)
     if not request["system"] and len(turns) == 1 and all(part["type"] == "text" for part in turns[0]["parts"]):
         return transcript_text(turns[0]["parts"]), losses
     return framed(request["system"], turns), losses

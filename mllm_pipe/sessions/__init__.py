@@ -209,8 +209,8 @@ def _pieces(turns: list[Json], calls: dict[str, list[str]], results: dict[tuple[
             if part["type"] == "tool_result":
                 given = results.get((ident, next(asked, "")))
                 came_from = given["from"] if given else f"{ident} {part['call_id']}"
-                if given and "is_error" not in given:
-                    part = {name: value for name, value in part.items() if name != "is_error"}
+                hidden = ("from",) if given and "is_error" in given else ("from", "is_error") if given else ()
+                part = {name: value for name, value in part.items() if name not in hidden}
                 part = part | {name: given[name] for name in ("raw",) if given and name in given}
             else:
                 came_from = part.get("from", ident)
