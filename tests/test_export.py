@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_import import FILES, IDS, lay
+from test_import import FILES, IDS, lay, write
 
 from mllm_pipe import sessions
 
@@ -22,6 +22,24 @@ def test_import_export_import_is_byte_stable(sh, home, program):
     assert Path(made["path"]).is_relative_to(home) and Path(made["path"]).stat().st_mode & 0o777 == 0o600
     again = sh(f"thread-import --from {program} --last > u; cat u")
     assert (again.status, again.err, again.out) == (0, "", first)
+
+
+def test_what_of_codex_has_no_id_or_no_known_form_is_byte_stable(sh, work):
+    """Older versions gave reasoning no id; one and the same may stand there twice."""
+    think = {"type": "reasoning", "summary": [], "encrypted_content": "e"}
+    ask = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "q"}]}
+    answer = {"type": "message", "role": "assistant", "content": ["x", 5, {"text": 6}, {"type": "output_text", "text": "a"}]}
+    used = ("token_usage_record", {"usage": {"input_tokens": 1}})
+    lines = [("session_meta", {"id": IDS["codex"]}), ("turn_context", {"model": "m"}), ("world_state", {})]
+    for items in ([ask, think, answer], [ask, think, {"foo": 1}, {"type": 5}, {"type": "web_search_call", "id": "ws_1"}]):
+        lines += [*(("response_item", one) for one in items), used]
+    stamp = "2026-01-02T03:04:05.000Z"
+    write(work / "r.jsonl", [{"timestamp": stamp, "type": kind, "payload": payload} for kind, payload in lines])
+    first = sh("thread-import --from codex ./r.jsonl > t; cat t").out
+    (made,) = sh("thread-export -q --to codex --format json < t").records
+    again = sh(f"thread-import --from codex {made['path']} > u; cat u")
+    assert first.count('"encrypted_content"') == 2 and again == (0, first, "")
+    assert sh("thread-export -q --to codex --format json < u").records == [made]
 
 
 @pytest.mark.parametrize("program", FILES_OF)

@@ -78,6 +78,14 @@ def test_import_export_import_is_byte_stable(sh, logs):
     assert same == made, "the very same one is there already"
 
 
+def test_what_was_exported_of_another_thread_is_byte_stable_too(sh):
+    export = "thread-export -q --to llm --format json"
+    (made,) = sh(f"thread-append --new hi --thread t | dispatch -q --to echo | dispatch -q --to echo More | {export}").records
+    ran = sh(f"thread-import --from llm {made['path']} > t; {export} < t; thread-import --from llm {made['path']} > u; cmp t u")
+    (again,) = [one for one in ran.out.splitlines() if '"session"' in one]
+    assert (ran.status, ran.err, orjson.loads(again)["path"]) == (0, "", made["path"])
+
+
 def test_a_newer_schema_is_said_and_what_is_known_is_read(sh, logs):
     with sqlite3.connect(logs) as database:
         database.execute("INSERT INTO _llm_migrations VALUES ('m031_more', '')")

@@ -82,6 +82,7 @@ def records(entries: Iterable[Json], name: str) -> Json:
     out: list[Json] = []
     idents: set[str] = set()
     items: dict[str, int] = {}  # of those that name themselves a hash
+    alike: dict[int, int] = {}  # how often one that does not was there before, by a hash
     answer: Json | None = None  # the one that may still grow
     line: list[Json] = []  # the messages that were not taken back
     back = False  # some just were: what is said next is said instead
@@ -101,7 +102,11 @@ def records(entries: Iterable[Json], name: str) -> Json:
         given = payload.get("id")
         fits = isinstance(given, str) and 0 < len(given) <= 190 and given not in idents
         prefix = PREFIX.get(str(payload.get("type")), "msg")
-        made = str(given) if fits else f"{prefix}_{uuid_of(thread, number, payload)}"
+        made = str(given)
+        if not fits:
+            mark = hash(orjson.dumps(payload))
+            alike[mark] = alike.get(mark, -1) + 1  # no number of its line: written anew, it may stand in another one
+            made = f"{prefix}_{uuid_of(thread, alike[mark], payload)}"
         idents.add(made)
         return made
 
@@ -285,7 +290,8 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
             prefix = PREFIX.get(made["type"], "msg")
             first = not number and ITEM_ID.fullmatch(piece["id"])
             own = piece["id"] if first else made.get("id") or f"{prefix}_{uuid_of(ident, piece['id'], number)}"
-            out.append((time, "response_item", {**made, "id": own}))
+            as_it_was = any(made == part.get("raw") for part in parts)  # older versions gave reasoning no id
+            out.append((time, "response_item", made if as_it_was else {**made, "id": own}))
             if shown := _shown(made):
                 out.append((time, "event_msg", shown))
         if ours and piece["id"] in spans:
@@ -301,7 +307,7 @@ def _shown(made: Json) -> Json | None:
     """What `codex resume` puts on the screen of an item; the items themselves it only sends. None for no message."""
     if made["type"] != "message" or made["role"] not in ("user", "assistant"):
         return None
-    text = "\n\n".join(part["text"] for part in made["content"] if "text" in part)
+    text = "\n\n".join(word(part["text"]) for part in made["content"] if isinstance(part, dict) and "text" in part)
     if made["role"] == "user":
         return {"type": "user_message", "message": text, "images": [], "local_images": [], "text_elements": []}
     return {"type": "agent_message", "message": text, "phase": None}
@@ -310,7 +316,9 @@ def _shown(made: Json) -> Json | None:
 def _own_item(part: Json, role: str) -> Json:
     """As `item`, and what codex made as it made it."""
     if part["type"] == "reasoning" or (part["type"] == "opaque" and "raw" in part):
-        return dict(part["raw"])
+        raw = part["raw"]
+        is_item = isinstance(raw, dict) and word(raw.get("type")) not in ("", "message")
+        return dict(raw) if is_item else {"type": "message", "role": role, "content": [raw]}  # it stood in a content
     if part["type"] == "tool_result" and part.get("raw") == {"type": "custom_tool_call_output"}:
         return {**item(part, role), "type": "custom_tool_call_output"}
     if part["type"] == "tool_call" and "raw" in part and part["raw"]["type"] == "function_call":

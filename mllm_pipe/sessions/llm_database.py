@@ -107,7 +107,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
             "INSERT INTO responses (id, model, prompt, system, options_json, response, conversation_id, duration_ms, "
             "datetime_utc, input_tokens, output_tokens, reasoning, resolved_model) "
             "VALUES (?,?,?,?,'{}',?,?,?,?,?,?,?,?)",
-            (own, wanted or model, asked, system, said, ident, used.get("duration_ms", 0), f"{time[:-1]}+00:00",
+            (own, wanted or model, asked, system, said, ident, round(used.get("duration_ms", 0)), f"{time[:-1]}+00:00",
              usage.get("input_tokens"), usage.get("output_tokens"), thought or None,
              model if wanted and wanted != model else None),
         )  # fmt: skip
