@@ -255,6 +255,15 @@ def test_two_versions_of_a_thread_that_opencode_gets_at_once_are_two_sessions(ho
     assert ran == (0, "1\n2\n", "")
 
 
+def test_a_thread_that_was_renamed_is_a_session_of_opencode_that_has_its_messages(house):
+    """Ids of messages are of the whole database, and it passes over one that is there."""
+    there = house.copy("renamed")
+    export = "thread-export -q --to opencode --format json | jq -r .session"
+    ran = there.sh(f"thread-import --from opencode --last > t; id=$(jq -c '.thread=\"other\"' t | {export}); "
+                   "thread-import --from opencode $id | grep -c '\"role\"'; grep -c '\"role\"' t")  # fmt: skip
+    assert ran == (0, "4\n4\n", "")
+
+
 def test_a_session_that_went_on_is_left_and_the_thread_gets_a_new_one(house):
     there = house.copy("taken")
     once = exported(there, "claude", "opencode")

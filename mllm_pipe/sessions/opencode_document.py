@@ -40,7 +40,7 @@ def session(messages: list[Json], spans: dict[str, Json], ident: str, cwd: str, 
     pieces, losses = settled(messages, agent, rule)
     by_id = {one["id"]: one for one in messages}
     results = [part for piece in pieces for part in piece["parts"] if part["type"] == "tool_result"]
-    fresh = ident == session_id(str(messages[0]["thread"]))
+    fresh = ident == messages[0]["thread"]  # else another session may have its ids, and opencode takes none twice
     model = _model(messages)
     out: list[Json] = []
     before, at = 0, TIME
