@@ -230,6 +230,21 @@ def test_what_the_system_was_told_is_told_codex_and_comes_back(house):
     assert there.sh(back).out.splitlines()[:3] == [f'["system","{said}"]', '["user","Hi"]', '["assistant","Hi"]']
 
 
+def test_reasoning_that_codex_gave_no_id_is_sent_again(house):
+    there = house.fresh("reasoned")
+    items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi."}]},
+             {"type": "reasoning", "summary": [], "encrypted_content": "c2VhbGVk"},
+             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello."}]}]  # fmt: skip
+    lines = [("response_item", one) for one in items] + [("token_usage_record", {"usage": {"input_tokens": 1}})]
+    (there.home / "r.jsonl").write_text("".join(
+        json.dumps({"timestamp": "2026-01-02T03:04:05.000Z", "type": kind, "payload": payload}) + "\n" for kind, payload in lines))
+    line = f"thread-import --from codex {there.home}/r.jsonl | thread-export -q --to codex --format json"
+    (made,) = there.sh(line).records
+    assert there.ask("codex", "next", made["session"]).status == 0
+    (thought,) = [one for one in there.servers["codex"].calls()[-1]["body"]["input"] if one["type"] == "reasoning"]
+    assert thought["encrypted_content"] == "c2VhbGVk"
+
+
 def test_the_headline(house):
     """Half-finished with Claude Code, finished by Codex, and on with Claude Code."""
     there = house.copy("headline")

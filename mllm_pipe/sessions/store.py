@@ -190,10 +190,10 @@ def alone(folder: str) -> Iterator[None]:
         with suppress(FileExistsError):  # opening a file that stands there says what is wrong
             os.makedirs(folder, mode=0o700, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         raise WriteFailed(f"{folder}: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
