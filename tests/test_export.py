@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
 import pytest
 from test_import import FILES, IDS, lay, write
 
@@ -40,6 +41,17 @@ def test_what_of_codex_has_no_id_or_no_known_form_is_byte_stable(sh, work):
     again = sh(f"thread-import --from codex {made['path']} > u; cat u")
     assert first.count('"encrypted_content"') == 2 and again == (0, first, "")
     assert sh("thread-export -q --to codex --format json < u").records == [made]
+
+
+def test_a_part_that_only_claims_to_be_of_codex_is_no_defect(sh, work):
+    call = {"type": "tool_call", "name": "f", "arguments": {}}
+    raws = ["x", None, {}, {"type": 5}, {"type": "message"}, {"type": "custom_tool_call"}]
+    parts = [call | {"id": str(number), "raw": raw} for number, raw in enumerate(raws)]
+    parts += [{"type": "opaque", "raw": raw} for raw in raws]
+    write(work / "m", [{"role": "assistant", "origin": {"api": "codex", "model": "m"}, "content": parts}])
+    ran = sh("thread-append - --thread t < m | thread-export -q --to codex >/dev/null; "
+             "thread-import --from codex --last | jq -s 'map(select(.role)|.content|length)'")  # fmt: skip
+    assert (ran.status, ran.err, orjson.loads(ran.out)) == (0, "", [12, 1, 1, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("program", FILES_OF)

@@ -315,15 +315,17 @@ def _shown(made: Json) -> Json | None:
 
 def _own_item(part: Json, role: str) -> Json:
     """As `item`, and what codex made as it made it."""
+    raw = part.get("raw")
+    own: Json = raw if isinstance(raw, dict) else {}
+    kind = word(own.get("type"))
     if part["type"] == "reasoning" or (part["type"] == "opaque" and "raw" in part):
-        raw = part["raw"]
-        is_item = isinstance(raw, dict) and word(raw.get("type")) not in ("", "message")
-        return dict(raw) if is_item else {"type": "message", "role": role, "content": [raw]}  # it stood in a content
+        # What is no item stood in the content of one.
+        return {"type": "message", "role": role, "content": [raw]} if kind in ("", "message") else own
     if part["type"] == "tool_result" and part.get("raw") == {"type": "custom_tool_call_output"}:
         return {**item(part, role), "type": "custom_tool_call_output"}
-    if part["type"] == "tool_call" and "raw" in part and part["raw"]["type"] == "function_call":
-        return {**item(part, role), **part["raw"]}
-    if part["type"] == "tool_call" and "raw" in part:
+    if part["type"] == "tool_call" and kind == "function_call":
+        return {**item(part, role), **own}
+    if part["type"] == "tool_call" and kind == "custom_tool_call" and "arguments_raw" in part:
         return {"type": "custom_tool_call", "name": part["name"], "input": part["arguments_raw"], "call_id": part["id"]}
     return item(part, role)
 
