@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm_pipe import keys, runtimes
 from mllm_pipe.builtin import builtin, presets
-from mllm_pipe.configuration import Configuration, nearest, source_of, where
+from mllm_pipe.configuration import Configuration, came_along, nearest, source_of, where
 from mllm_pipe.configuration import read as read_configuration
 from mllm_pipe.envelope import Record
 from mllm_pipe.errors import Usage
@@ -188,7 +188,7 @@ def _named_runtime(name: str, configuration: Configuration) -> tuple[Target, Age
     if "key_command" in configured:
         configured["key_command"] = _key_command(name, configured["key_command"], configuration)
     # A project's file says where its runtimes are, so a key that the user keeps by that name is none of theirs.
-    ours = source_of(configuration, "runtimes", name).origin != "project"
+    ours = not came_along(source_of(configuration, "runtimes", name))
     return {"runtime": name, "kind": kind} | configured | (_kept_key(name) if ours else {}), {}
 
 
@@ -256,7 +256,7 @@ def key_names() -> list[str]:
     """The runtimes that a key can be kept for: the built-in ones that need any, presets, the user's own."""
     configuration = read_configuration()
     named = configuration["runtimes"]
-    mine = [name for name in named if source_of(configuration, "runtimes", name).origin != "project"]
+    mine = [name for name in named if not came_along(source_of(configuration, "runtimes", name))]
     return sorted({*builtin(), *presets(), *mine} - {*KEYLESS})
 
 

@@ -29,7 +29,11 @@ _WORDS, _SHARE, _TABLE, _TABLES = "a text or a list of texts", "a number from 0 
 _AMOUNT, _PAIRS, _ALLOWED = "an amount, a number from 0", "a table of texts", "read, write or all"
 ENTRIES: dict[str, dict[str, str]] = {
     "agents": {"description": _TEXT, "runtime": _TEXT, "system": _TEXT, "instruction": _TEXT, "models": _TABLE},
-    "runtimes": {},
+    # "" is told in other words by mllm_pipe.agents
+    "runtimes": {"kind": "", "command": _WORDS, "model": _TEXT, "base_url": _TEXT, "key_env": "", "key_command": "",
+                 "pass_env": _TEXTS, "max_tokens": _COUNT, "headers": _PAIRS, "options": _TABLE, "cwd": _TEXT,
+                 "allow": _ALLOWED, "path": _TEXT, "profile": _TABLE, "protocol": "", "timeout_s": "",
+                 "first_byte_s": ""},
     "routers": {"description": _TEXT, "runtime": _TEXT, "models": _TABLE, "children": _TEXTS, "default": _TEXT,
                 "min_confidence": _SHARE, "rules": _TABLES},
     "groups": {"description": _TEXT, "stages": _TEXTS, "until": _TEXT, "max_rounds": _COUNT},
@@ -43,11 +47,6 @@ RULE = {"name": _TEXT, "target": _TEXT, "priority": _NUMBER, "learned": _TEXT, "
 DEEPEST = 40  # keys that lead to a condition in conditions
 PLAIN = {"defaults": {"to": _TEXT},
          "budget": dict.fromkeys(("day_usd", "day_tokens", "run_usd", "run_tokens"), _AMOUNT)}  # fmt: skip
-# What we know of a runtime; it may say more, which is for its kind. "" is told in other words by mllm_pipe.agents.
-_RUNTIME = {"kind": "", "command": _WORDS, "model": _TEXT, "base_url": _TEXT, "key_env": "", "key_command": "",
-            "pass_env": _TEXTS, "max_tokens": _COUNT, "headers": _PAIRS, "options": _TABLE, "cwd": _TEXT,
-            "allow": _ALLOWED, "path": _TEXT, "profile": _TABLE,
-            "protocol": "", "timeout_s": "", "first_byte_s": ""}  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -112,6 +111,14 @@ def project_file() -> str | None:
         if parent == folder or os.path.exists(os.path.join(folder, ".git")):
             return None
         folder = parent
+
+
+def came_along(source: Source) -> bool:
+    """True of the file that came with this directory, also where MLLM_CONFIG names it."""
+    if source.origin == "MLLM_CONFIG":
+        project = project_file()
+        return project is not None and os.path.realpath(source.path) == os.path.realpath(project)
+    return source.origin == "project"
 
 
 def source_of(configuration: Configuration, section: str, name: str) -> Source:
@@ -223,14 +230,12 @@ def _unfit(value: Any, at: Keys) -> tuple[Keys, str] | None:
 def _check_entry(entry: Any, form: dict[str, str], wrong: Wrong, at: Keys) -> None:
     """Usage for the first key of an entry, or of what stands in it, that has no meaning there or no such value."""
     for key, value in entry.items():
-        known = form or _RUNTIME
-        if key not in known and (form or nearest(key, list(known))):
-            raise wrong(f"means nothing{nearest(key, list(known))}", *at, key)
-        wanted = known.get(key)
-        if not wanted:
+        if key not in form:
+            raise wrong(f"means nothing{nearest(key, list(form))}", *at, key)
+        if not form[key]:
             continue
-        if not _is(value, wanted):
-            raise wrong(f"is not {wanted}", *at, key)
+        if not _is(value, form[key]):
+            raise wrong(f"is not {form[key]}", *at, key)
         if len(at) > DEEPEST:
             raise wrong("is nested too deeply", *at[:4])
         if key in ("rules", "all", "any"):

@@ -132,6 +132,7 @@ def test_secrets_are_masked(sh, user):
          ":4: agents.a.models.rooter is no slot; did you mean router?; there are response, router, summarizer, evaluator"),
         ("[agents.a]\nruntime = 'x'\n[runtimes.x]\nkind = 'openai-chat'\nbase_ulr = 'x'\n",
          ":5: runtimes.x.base_ulr means nothing; did you mean base_url?"),
+        ("[agents.a]\nruntime = 'x'\n[runtimes.x]\nkind = 'openai-chat'\nurl = 'http://localhost'\n", ":5: runtimes.x.url means nothing"),
         ("agents = 5\n", ":1: agents is no table; say [agents.NAME]"),
         ("[agents]\na = 5\n", ":2: agents.a is no table; say [agents.NAME]"),
         ("[routers.r]\nrules = [5]\n", ":2: routers.r.rules is not a list of tables"),

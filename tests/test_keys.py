@@ -166,6 +166,11 @@ def test_a_project_names_no_key_command_before_it_is_trusted_and_no_key_file_aft
     sh("mkdir -p ~/.config/mllm-pipe; cp mllm.toml ~/.config/mllm-pipe; "
        f"echo {KEY} | mllm keys set work; script -qec 'mllm trust' /dev/null < /dev/null")  # fmt: skip
     assert sh(ASK) == (0, "hi\n", "") and server.keys == ["none"]
+    for named in ("mllm.toml", f"{work}/./mllm.toml"):
+        assert sh(ASK, MLLM_CONFIG=named) == (0, "hi\n", "") and {*server.keys} == {"none"}
+    server.keys.clear()
+    assert sh(ASK, MLLM_CONFIG="../home/.config/mllm-pipe/mllm.toml") == (0, "hi\n", "") and server.keys == [KEY]
+    server.keys[:] = ["none"]
     assert sh(f"rm mllm.toml; {ASK}") == (0, "hi\n", "") and server.keys == ["none", KEY]
 
 
