@@ -190,9 +190,10 @@ def alone(folder: str) -> Iterator[None]:
         with suppress(FileExistsError):  # opening a file that stands there says what is wrong
             os.makedirs(folder, mode=0o700, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         raise WriteFailed(f"{folder}: {error.strerror}") from None
+    with suppress(OSError):  # NFS locks nothing that is open for reading alone; a file is made in one step anyway
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         yield
     finally:
