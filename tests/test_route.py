@@ -196,6 +196,17 @@ def test_where_the_model_cannot_be_asked_the_default_stands_in_aloud_or_the_thre
     assert ran.kinds() == "begin user span error failed end"
 
 
+def test_what_was_asked_and_never_heard_fails_its_thread_and_gets_no_default_that_would_stay(sh, support, work):
+    thread(work, ("user", "It crashes."))
+    support("models = { router = 'exec:sh -c \"kill -9 $PPID\"' }\ndefault = 'billing'")
+    assert sh("route < t > /dev/null", MLLM_PARENT_RUN_ID="nightly").status == 137
+    ran = sh("route --resume nightly < t | cat; exit ${PIPESTATUS[0]}")
+    assert (ran.status, ran.kinds()) == (3, "begin user span error failed end")
+    assert ran.err == ("route: thread t: exec: this run has asked and not heard the answer, which may be billed; unless "
+                       "another process is still at it, --retry-unknown asks again\n")  # fmt: skip
+    assert [ran.records[3][name] for name in ("code", "billed")] == ["unheard", "unknown"]
+
+
 def test_a_router_without_a_model_goes_from_the_rules_to_the_default(sh, support, work, home):
     thread(work, ("user", "It crashes."))
     support('default = "technical"')

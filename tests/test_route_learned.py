@@ -125,6 +125,25 @@ def test_eval_says_accuracy_precision_recall_confusion_shares_and_cost(sh, work,
     assert sh("route r --eval log").records[0]["confusion"] == {"big": {"big": 1, "cheap": 1}, "cheap": {"cheap": 2}}
 
 
+@pytest.mark.parametrize("default", ["", 'default = "cheap"\n'])
+def test_eval_tells_a_call_that_fails_with_a_default_as_without(sh, work, default):
+    (work / "mllm.toml").write_text(f'{AGENTS}[routers.r]\nchildren = ["cheap", "big"]\nmodels = {{ router = "exec:false" }}\n{default}'
+                                    'rules = [{ keywords = "proof", target = "big" }]\n')  # fmt: skip
+    log(work, [{"prompt": "a proof", "target": "big"}, {"prompt": "hello", "target": "cheap"}])
+    assert sh("route r --eval log --format text") == (3, (
+        "2 rows through router r\n"
+        "by: failed 0.500, rule 0.500\n"
+        "calls: 1, $0.000000 + 1 unpriced\n"
+        "accuracy: 0.500\n"
+        "target  precision  recall  rows\n"
+        "big         1.000   1.000     1\n"
+        "cheap           -   0.000     1\n"
+        "none        0.000       -     0\n"
+        "wanted \\ found  big  cheap  none\n"
+        "big               1      0     0\n"
+        "cheap             0      0     1\n"), "route: thread row 2: exec: false: exit status 1\n")  # fmt: skip
+
+
 def test_eval_of_outcomes_says_what_was_gained_beside_random_length_and_oracle(sh, work):
     log(work, outcomes())
     (work / "r.toml").write_text('default = "cheap"\nrules = [{ keywords = ["integral", "topology"], target = "big" }]\n')

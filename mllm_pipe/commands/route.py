@@ -80,7 +80,7 @@ def command(name: str | None, rules: str | None, min_confidence: float | None, r
 
     def work(decision: Decision) -> None:
         if not explain and decision.thread.status != "failed":
-            decision.by_model(router, timeout, patience, outcome)
+            decision.by_model(router, timeout, patience, outcome, measuring=bool(labels))
 
     def decided(decisions: Iterable[Decision], ordered: bool = True) -> Iterator[Decision]:
         for decision, _ in in_flight(decisions, work, jobs, ordered=ordered, first=first):

@@ -57,9 +57,14 @@ class Decision:
         except Failure as failure:
             self._fail(failure)
 
-    def by_model(self, router: Router, timeout_s: float, patience: Patience, outcome: Outcome) -> None:
-        """Ask the router slot, if nothing is decided yet. Where it fails or its answer is none, the default stands in;
-        without a default, its failure is the thread's."""
+    def by_model(
+        self, router: Router, timeout_s: float, patience: Patience, outcome: Outcome, measuring: bool = False
+    ) -> None:
+        """Ask the router slot, if nothing is decided yet. Where it fails or its answer is none, the default stands in.
+
+        Its failure is the thread's without a default; where the answer is unheard, as a thread keeps the route it has;
+        and where the router is measured.
+        """
         if self.route or self.failure:
             return
         thread, children = self.thread, router["children"]
@@ -94,7 +99,7 @@ class Decision:
             call.failure = CallFailed("empty", "it said nothing", billed="yes")
         if call.failure is None:
             self._add(call.made[0])
-        elif router["default"] is None:
+        elif measuring or router["default"] is None or call.failure.code == "unheard":
             failed = CallFailed(call.failure.code, f"{router['target']['runtime']}: {call.failure}",
                                 billed=call.failure.billed)  # fmt: skip
             self._fail(failed, call.span)
