@@ -113,6 +113,12 @@ def project_file() -> str | None:
         folder = parent
 
 
+def untrusted() -> str | None:
+    """The project's file, if nothing but trust keeps it from being in force; $MLLM_CONFIG asks for none."""
+    project = None if os.environ.get("MLLM_CONFIG") else project_file()
+    return project if project and not trust.is_trusted(project, _bytes(project)) else None
+
+
 def came_along(source: Source) -> bool:
     """True of the file that came with this directory, also where MLLM_CONFIG names it."""
     if source.origin == "MLLM_CONFIG":

@@ -34,6 +34,9 @@ def test_a_cloned_repository_does_nothing_before_it_is_trusted_and_nothing_again
     assert sh("mllm trust") == (2, "", "mllm: trust is given at a terminal, by who has read the file; in a script: "
                                 f"MLLM_CONFIG={work}/mllm.toml\n")  # fmt: skip
     assert sh(line) == refused and not list(work.rglob("pwned"))
+    told = f"  {work}/mllm.toml is not used: it came with this directory; mllm trust shows and uses it\n"
+    assert sh("cd deep/er; mllm doctor | tail -n 1").out == told
+    assert told not in sh("mllm doctor", MLLM_CONFIG=f"{work}/mllm.toml").out
     shown = sh(f"{AT_TERMINAL} mllm trust")
     assert shown.status == 0 and "touch pwned" in shown.out and shown.out.endswith("mllm.toml is trusted as it stands above\n")
     assert sh(line) == (0, "hello\n", "") and len(list(work.rglob("pwned"))) == 1

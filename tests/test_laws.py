@@ -186,6 +186,11 @@ def test_law_8_a_reader_that_leaves_stops_the_work_in_silence(sh, work):
     assert orjson.loads(begin)["type"] == "begin" and statuses == "141 141 0"
 
 
+def test_law_8_a_reader_that_leaves_stops_also_who_has_nothing_for_him_yet(sh):
+    ran = sh("yes garbage | mllm validate 2>&1 | head -1; echo ${PIPESTATUS[*]}")
+    assert ran == (0, "mllm: stdin: line 1: no JSON: unexpected character, expected a JSON value at column 1\n141 141 0\n", "")
+
+
 def test_law_8_a_reader_that_leaves_cancels_the_call_in_flight(sh, work):
     """The child writes its pid, then works for ever; the reader leaves once it has been started."""
     write(work, "t", ONE)

@@ -9,15 +9,14 @@ import sys
 import click
 import orjson
 
-from mllm_pipe import __version__, cli, trust
+from mllm_pipe import __version__, cli
 from mllm_pipe.agents import survey
 from mllm_pipe.commands.keys import keys_command
 from mllm_pipe.commands.rubrics import rubrics_command
 from mllm_pipe.commands.settings import config_command, trust_command
-from mllm_pipe.configuration import project_file
+from mllm_pipe.configuration import untrusted
 from mllm_pipe.envelope import CONTROL, admit
 from mllm_pipe.errors import BAD_RECORD, BadRecord, Usage
-from mllm_pipe.files import whole
 from mllm_pipe.lines import MAX_LINE, Lines, Long, blank, parse
 from mllm_pipe.stream import show
 from mllm_pipe.terminal import kind_of, say
@@ -73,7 +72,7 @@ def doctor(form: str) -> int:
     width = max(len(name) for name, _ in found)
     lines = [f"mllm-pipe {__version__}, Python {platform.python_version()}, {sys.platform}"]
     lines += [f"  {name.ljust(width)}  {'usable' if not why_not else 'no: ' + why_not}" for name, why_not in found]
-    if (project := project_file()) and not trust.is_trusted(project, whole(project)):
+    if project := untrusted():
         lines.append(f"  {project} is not used: it came with this directory; mllm trust shows and uses it")
     show("\n".join(lines) + "\n")
     return 0
@@ -114,6 +113,9 @@ def validate(max_line: int) -> int:
     """Check a stream against the schema; status 65 if a line does not hold to it."""
     if kind_of(0) in ("terminal", "null"):
         raise Usage("nothing to validate; say: mllm validate < FILE")
+    from mllm_pipe.calling.inflight import stop_when_reader_leaves
+
+    stop_when_reader_leaves()
     lines = Lines(0, max_line)
     number = faults = records = 0
     for batch in lines.batches():
