@@ -132,6 +132,16 @@ def _lock(descriptor: int) -> None:
         aside(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX))
 
 
+def line_at(appender: Appender, offset: int) -> bytes:
+    """The line of the file that begins at the offset, without its newline. To be called under the lock."""
+    size = 4096
+    while True:
+        data = os.pread(appender.descriptor, size, offset)
+        if b"\n" in data or len(data) < size:
+            return data.partition(b"\n")[0]
+        size *= 4
+
+
 def read_new(appender: Appender, offset: int, take: Callable[[bytes], None]) -> int:
     """Give `take` each line of the file from `offset` on, without its newline; the offset after the last whole one.
 

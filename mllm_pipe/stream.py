@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from mllm_pipe.envelope import Record, line_of, new_id, seconds_of, timestamp
+from mllm_pipe.envelope import Record, line_of, new_id, same_value, seconds_of, timestamp
 from mllm_pipe.errors import FAILED, BadRecord, Failure, InputCut, Outcome, Stopped, Usage, WriteFailed
 from mllm_pipe.lineage import inherited_run, offered_run, traceparent
 from mllm_pipe.lines import MAX_LINE, Lines, Long, bad_line, blank, closes, named_thread, parse
@@ -74,7 +74,7 @@ class Thread:
         first = self.raws.setdefault(record["id"], line)
         if first is line:
             self.records.append(record)
-        elif first != line and record.get("code") != "bad_line":
+        elif record.get("code") != "bad_line" and not same_value(first, line):
             self.conflicts.append(record["id"])
 
     def with_more(self, made: list[Record]) -> Thread:

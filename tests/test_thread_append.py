@@ -120,7 +120,38 @@ def test_what_the_file_has_is_not_stored_twice(sh, work):
     assert [record["type"] for record in stored(work)] == ["message", "message", "span"]
 
 
-def test_an_id_with_other_bytes_is_reported_and_not_stored(sh, work):
+@pytest.mark.parametrize(("there", "came", "same"), [
+    ('{"a":0.0,"b":[1.0,{"c":1e2}]}', '{ "b": [1, {"c":100}],\t"a":0}', True),
+    ('{"text":"é/\\n\U0001f600"}', r'{"text":"\u00e9\/\u000a\ud83d\ude00"}', True),
+    ('{"n":9007199254740993,"m":null}', '{"m":null,"n":9007199254740993}', True),
+    ("9007199254740993", "9007199254740992.0", False), ("18446744073709551615", "18446744073709551615.0", False),
+    ("18446744073709551616", "18446744073709551617", False), ("1", "true", False), ("0", "false", False), ("0", '"0"', False),
+    ('{"a":null}', "{}", False), ("[1,2]", "[2,1]", False), ('["\\u00e9"]', '["e"]', False),
+    (f'{900 * "["}0.0,18446744073709551616{900 * "]"}', f'{900 * "["}0,18446744073709551616{900 * "]"}', False),
+    ('"' + 9000 * "x" + 'é"', '"' + 9000 * "x" + '\\u00e9"', True), ('"' + 9000 * "x" + '"', '"' + 8999 * "x" + '"', False),
+])  # fmt: skip
+def test_a_record_with_other_bytes_is_there_if_it_is_the_same_value(sh, work, there, came, same):
+    """In a file, and twice in a stream; what the file has stays as it is."""
+    file, stream = (ONE + ONE.replace("m1", "m2").replace("}", f',"meta":{{"x":{value}}}}}', 1) for value in (there, came))
+    (work / "t").write_text(file)
+    (work / "came").write_text(stream)
+    ran = sh("thread-append t < came > out; cat out; cat t came | thread-append both >/dev/null; cmp t both")
+    said = "" if same else "thread-append: t: thread t: record m2 is there and differs; not stored\n" \
+        "thread-append: stdin: thread t: record m2 comes twice and differs; the first one counts\n"  # fmt: skip
+    assert ran == (0, stream, said)
+    assert sh("thread-append t < came >/dev/null").status == (0 if same else 65)
+    assert (work / "t").read_text() == file
+
+
+@pytest.mark.parametrize("filter_", ["jq -c .", "jq -ca .", "jq -cS ."])
+def test_jq_may_stand_anywhere(sh, work, filter_):
+    ran = sh("thread-append t --thread é 'Wie heißt du?' | dispatch -q --to echo | thread-append t >/dev/null; "
+             f"thread-append t More | {filter_} | dispatch -q --to echo | {filter_} | thread-append t >/dev/null; echo ${{PIPESTATUS[*]}}")  # fmt: skip
+    assert ran == (0, "0 0 0 0 0\n", "")
+    assert [record["type"] for record in stored(work)] == ["message", "message", "span"] * 2
+
+
+def test_an_id_with_another_value_is_reported_and_not_stored(sh, work):
     (work / "t").write_text(ONE)
     ran = sh("""sed 's/"hi"/"ho"/' t | thread-append t""")
     assert ran.status == 65

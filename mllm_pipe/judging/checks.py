@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mllm_pipe.bounded import Late, possible, within
-from mllm_pipe.envelope import Record, admit
+from mllm_pipe.envelope import Record, admit, equal
 from mllm_pipe.errors import CallFailed, Usage
 from mllm_pipe.stream import Thread
 from mllm_pipe.thread import parts_of, text_of
@@ -229,7 +229,7 @@ def _jsonpath(text: str, *_: Any) -> Holds:
         found = jsonpath.select(value, steps)
         if not found or wanted is jsonpath.NO_VALUE:
             return _worded(bool(found), "it is there", "nothing is there")
-        return _worded(any(jsonpath.equal(one, wanted) for one in found), "it is equal", "it differs")
+        return _worded(any(equal(one, wanted) for one in found), "it is equal", "it differs")
 
     return holds
 

@@ -56,24 +56,3 @@ def select(value: Any, steps: list[Step]) -> list[Any]:
         else:
             found = [one[step] for one in found if isinstance(one, dict) and step in one]
     return found
-
-
-def equal(one: Any, other: Any) -> bool:
-    """JSON equality: 1 equals 1.0, true is not 1. No recursion, so that no nesting can exhaust the stack."""
-    waiting = [(one, other)]
-    while waiting:
-        left, right = waiting.pop()
-        if isinstance(left, dict) and isinstance(right, dict):
-            if left.keys() != right.keys():
-                return False
-            waiting += [(value, right[name]) for name, value in left.items()]
-        elif isinstance(left, list) and isinstance(right, list):
-            if len(left) != len(right):
-                return False
-            waiting += zip(left, right, strict=True)
-        elif isinstance(left, bool) or isinstance(right, bool):
-            if left is not right:
-                return False
-        elif type(left) in (dict, list) or type(right) in (dict, list) or left != right:
-            return False
-    return True
