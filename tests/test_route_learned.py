@@ -279,8 +279,10 @@ def test_where_the_strong_one_is_no_better_no_share_of_a_gap_is_told(sh, work):
         "weak alone: 1.000, strong alone: 0.500, best single: weak\n"), "")  # fmt: skip
 
 
-def test_a_router_that_is_there_is_replaced_whole_or_not_at_all(sh, work):
+def test_a_router_is_written_whole_or_not_at_all(sh, work):
     log(work, targets())
+    ran = sh("trap '' XFSZ; ulimit -f 1; route --fit log -o new; echo $?; ls")
+    assert ran == (0, "74\nlog\nmllm.toml\n", "route: new: File too large\n")
     (work / "router.json").write_text("the old one")
     (work / "link").symlink_to("router.json")
     ran = sh("trap '' XFSZ; ulimit -f 1; route --fit log -o link; cat router.json; ls")

@@ -120,17 +120,19 @@ def made(log_path: str, out_path: str, strong_share: float | None) -> Report:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Write a file; one that is there is replaced whole or not at all, for routers may be started at any time."""
+    """Write a file, and leave none behind that is cut; one that is there is replaced whole or not at all, for routers
+    may be started at any time."""
     old = os.path.realpath(path) if os.path.isfile(path) else None
     into = f"{old}.{os.getpid()}" if old else path
+    ours = bool(old) or not os.path.exists(path)
     try:
         with open(into, "wb") as file:
             file.write(data)
         if old:
             os.replace(into, old)
     except OSError as error:
-        if old and os.path.exists(into):
-            os.unlink(into)
+        if ours and os.path.exists(into):
+            os.unlink(os.path.realpath(into))
         raise WriteFailed(f"{path}: {error.strerror}{'; it is as it was' if old else ''}") from None
 
 
