@@ -14,6 +14,7 @@ import orjson
 from mllm_pipe import keys, modelfile, models
 from mllm_pipe.configuration import nearest
 from mllm_pipe.errors import CallFailed, Missing, Usage
+from mllm_pipe.terminal import one_line
 
 Json = dict[str, Any]
 
@@ -61,14 +62,15 @@ def ndjson(rows: list[Json]) -> str:
 
 def table(rows: list[Json]) -> str:
     """The models for a person."""
-    lines = [("provider", "model", "window", "answer", "in $/M", "out $/M", "cached $/M", "can")]
+    lines: list[tuple[str, ...]] = [("provider", "model", "window", "answer", "in $/M", "out $/M", "cached $/M", "can")]
     for row in rows:
         flags = row["supports"]
         words = [word if flags[flag] else f"no-{word}" for flag, word in _WORDS.items() if flag in flags]
         numbers = (row["window"], row["output_limit"], row["input_per_mtok_usd"], row["output_per_mtok_usd"],
                    row["cache_read_per_mtok_usd"])  # fmt: skip
         shown = ["unknown" if number is None else f"{number:.12g}" for number in numbers]
-        lines.append((row["provider"], row["model"], *shown, " ".join(words) or "unknown"))
+        name = [one_line(row["provider"]), one_line(row["model"])]
+        lines.append((*name, *shown, " ".join(words) or "unknown"))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "".join(
         "  ".join(
@@ -84,7 +86,7 @@ def origin() -> str:
     """One line: of when the table in force is, of whom, and where it lies."""
     found = models.table()
     place = "shipped" if found == models.shipped() else models.user_file()
-    return f"{found['date']}  {found['version']}  {place}\n"
+    return one_line(f"{found['date']}  {found['version']}  {place}") + "\n"
 
 
 def refresh(source: str) -> str:
@@ -101,7 +103,7 @@ def refresh(source: str) -> str:
         raise Usage(f"{source} {fault}") from None
     modelfile.install(found, models.user_file())
     count = sum(map(len, found["models"].values()))
-    return f"{count} models of {found['date']}, now in {models.user_file()}\n"
+    return one_line(f"{count} models of {found['date']}, now in {models.user_file()}") + "\n"
 
 
 def _read(path: str) -> bytes:

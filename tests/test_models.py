@@ -288,6 +288,15 @@ def test_models_as_a_table_says_unknown(sh, work):
     )
 
 
+def test_a_model_of_any_name_is_one_line_of_the_table_and_drives_no_terminal(sh, work):
+    model = PRICES["gpt-7"] | {"litellm_provider": "openai"}
+    (work / "prices.json").write_bytes(orjson.dumps({"a\x1b[31mb\nc": model}))
+    assert sh("mllm models --refresh prices.json >&2; mllm models --format table").out == (
+        "provider  model            window   answer  in $/M  out $/M  cached $/M  can\n"
+        "openai    a\\u001b[31mb c  unknown  unknown       1        5     unknown  vision\n"
+    )
+
+
 def test_models_takes_a_part_of_a_name_or_a_pattern(sh):
     def names(arguments):
         return [row["model"] for row in sh(f"mllm models {arguments}").records]
