@@ -89,6 +89,7 @@ def _blamed(wrong: click.ClickException) -> str:
 
 def _result_of(command: click.Command, arguments: list[str] | None, name: str) -> Any:
     """What the command's callback gives. Where it fails, the calls that are in flight are heard out first."""
+    _check_completion(name)
     try:
         return command.main(arguments, prog_name=name, standalone_mode=False, terminal_width=_width(command))
     except Failure:
@@ -96,6 +97,20 @@ def _result_of(command: click.Command, arguments: list[str] | None, name: str) -
         if pool:
             pool.hear_out()
         raise
+
+
+def completion_variable(name: str) -> str:
+    """What a shell sets to ask a command for completions, or for the script that does."""
+    return f"_{name.replace('-', '_').upper()}_COMPLETE"
+
+
+def _check_completion(name: str) -> None:
+    """Usage where completions are asked for by no shell: click takes what a shell sets beside for granted."""
+    shell, _, wish = os.environ.get(completion_variable(name), "").partition("_")
+    words, place = os.environ.get("COMP_WORDS"), os.environ.get("COMP_CWORD")
+    told = words is not None and place is not None and (shell == "fish" or place.isdecimal())  # to fish it is the word
+    if wish == "complete" and not told:
+        raise Usage(f"{completion_variable(name)} is for a shell, which sets COMP_WORDS and COMP_CWORD too; unset it")
 
 
 def _width(command: click.Command) -> int:

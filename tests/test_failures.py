@@ -229,6 +229,18 @@ def test_where_an_answer_is_that_could_not_be_written(sh, home):
     assert again.kinds() == "begin span assistant ok end"
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(("given", "status"), [("", 2), ("COMP_WORDS=route", 2), ("COMP_CWORD=1", 2), ("COMP_WORDS='route --ev' COMP_CWORD=1", 0)])
+def test_completions_are_for_a_shell(sh, shell, given, status):
+    ran = sh(f"{given} _ROUTE_COMPLETE={shell}_complete route")
+    assert (ran.status, ran.err) == (status, "route: _ROUTE_COMPLETE is for a shell, which sets COMP_WORDS and COMP_CWORD too; unset it\n" if status else "")
+
+
+def test_the_place_of_what_is_completed_is_a_number(sh):
+    assert sh("COMP_WORDS=route COMP_CWORD=x _ROUTE_COMPLETE=bash_complete mllm route") == (
+        2, "", "route: _ROUTE_COMPLETE is for a shell, which sets COMP_WORDS and COMP_CWORD too; unset it\n")  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["dispatch --to echo", "thread-append --new", "judge --rubric", "mllm validate"])
 def test_an_argument_that_is_no_utf8_is_refused(sh, command):
     ran = sh(f"{command} \"$(printf 'caf\\xe9')\" </dev/null")

@@ -155,10 +155,9 @@ def completion_source(shell: str, name: str) -> str:
 
     chosen = get_completion_class(shell)
     assert chosen is not None
-    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
     if shell == "bash":  # click would start bash to learn its version, when the script is made
         chosen = type("Bash", (chosen,), {"_check_version": staticmethod(lambda: None)})
-    return chosen(command, {}, name, variable).source() + "\n"
+    return chosen(command, {}, name, cli.completion_variable(name)).source() + "\n"
 
 
 @command.command("sessions")
