@@ -65,6 +65,7 @@ def test_text_is_read_from_a_file_or_stdin_when_asked(sh, work):
     assert sh("thread-append --new @q").records[1]["content"] == "what\nnow?"
     assert sh("printf 'from stdin' | thread-append --new Say: @-").records[1]["content"] == "Say:\nfrom stdin"
     assert sh("thread-append --new @nowhere") == (66, "", "thread-append: nowhere: No such file or directory\n")
+    assert sh("thread-append --new @") == (2, "", "thread-append: @ names no file; say @FILE, or @- for stdin\n")
     assert sh("printf '\\377' | thread-append --new @-") == (65, "", "thread-append: - is no UTF-8 text; attach it with -a\n")
 
 

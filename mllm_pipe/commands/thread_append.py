@@ -116,6 +116,8 @@ def _read_text(piece: str) -> str:
     if not piece.startswith("@"):
         return piece
     name = piece[1:]
+    if not name:
+        raise Usage("@ names no file; say @FILE, or @- for stdin")
     try:
         return whole(0 if name == "-" else name).decode()
     except UnicodeDecodeError:
