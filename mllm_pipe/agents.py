@@ -18,7 +18,7 @@ Agent = dict[str, Any]
 
 _NOBODY: Agent = {"name": None, "system": None, "instruction": None, "models": None, "entry": None, "file": None}
 _UNSET: Target = {"model": None, "base_url": None, "key_env": None, "key_command": None, "key_name": None,
-                  "pass_env": (), "max_tokens": None, "cwd": None, "allow": None}
+                  "key_withheld": None, "pass_env": (), "max_tokens": None, "cwd": None, "allow": None}
 KEYLESS = ("echo", "exec", "replay", "opencode")  # what `mllm keys` keeps no key for
 
 
@@ -88,7 +88,7 @@ def find(spec: str, *, model: str | None = None, **flags: Any) -> tuple[Target, 
     if flags.get("key_env"):
         target |= {"key_command": None, "key_name": None}  # that one and no other
     elif flags.get("base_url"):
-        target["key_name"] = None  # it was kept for another place
+        target |= {"key_name": None, "key_withheld": target["key_name"]}  # it was kept for another place
     if model:
         target["model"] = model
     return target, agent

@@ -55,20 +55,17 @@ def kept(name: str) -> str:
     if not re.fullmatch(_NAME, name):
         return ""
     try:
-        descriptor = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        value, fault = _read(name)
     except FileNotFoundError:
         return ""
-    except OSError as error:
-        raise Exposed(f"the key file {path_of(name)} cannot be read: {error.strerror}") from None
-    try:
-        if fault := _fault(os.fstat(descriptor)):
-            raise Exposed(f"the key file {path_of(name)} {fault}")
-        value = os.read(descriptor, LONGEST + 2).decode(errors="replace").removesuffix("\n")
-    finally:
-        os.close(descriptor)
-    if fault := why_no_key(value):
-        raise Exposed(f"the key file {path_of(name)} {fault}; mllm keys set {name} writes it anew")
+    if fault:
+        raise Exposed(f"the key file {path_of(name)} {fault}")
     return value
+
+
+def is_kept(name: str) -> bool:
+    """True if there is a key file for a runtime, be it one that is not used."""
+    return re.fullmatch(_NAME, name) is not None and os.path.lexists(path_of(name))
 
 
 def keep(name: str, value: str) -> None:
@@ -130,17 +127,35 @@ def listed() -> list[tuple[str, str]]:
         return []
     except OSError as error:
         raise Exposed(f"{_folder()} cannot be read: {error.strerror}") from None
-    return [(name, _why_not(path_of(name))) for name in names]
+    return [(name, _why_not(name)) for name in names]
 
 
 def _folder() -> str:
     return os.path.join(places.configuration(), "keys")
 
 
-def _why_not(path: str) -> str:
+def _read(name: str) -> tuple[str, str]:
+    """(the key of a runtime, why its file is not used or ""). FileNotFoundError if there is none."""
     try:
-        return _fault(os.stat(path))
+        descriptor = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
     except OSError as error:
+        return "", f"cannot be read: {error.strerror}"
+    try:
+        if fault := _fault(os.fstat(descriptor)):
+            return "", fault
+        value = os.read(descriptor, LONGEST + 2).decode(errors="replace").removesuffix("\n")
+    finally:
+        os.close(descriptor)
+    fault = why_no_key(value)
+    return value, fault and f"{fault}; mllm keys set {name} writes it anew"
+
+
+def _why_not(name: str) -> str:
+    try:
+        return _read(name)[1]
+    except FileNotFoundError as error:  # a link to nowhere
         return f"cannot be read: {error.strerror}"
 
 

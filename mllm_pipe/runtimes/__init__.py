@@ -25,7 +25,7 @@ file and its events. Further names that a module may define:
 `target` (who is asked; made by mllm_pipe.agents):
     {"spec": "claude:opus", "runtime": "claude", "kind": "claude", "model": "opus" | None, "argv": [...],
      "path": "...", "base_url": "..." | None, "key_env": "..." | None, "headers": {...}, "cwd": "..." | None,
-     "key_command": [...] | None, "key_name": "..." | None   (see _key.py)
+     "key_command": [...] | None, "key_name": "..." | None, "key_withheld": "..." | None   (see _key.py)
      "protocol": "ndjson", where a program is given and gives records, else not there,
      "pass_env": [...], "max_tokens": int | None,
      "allow": None | "read" | "write" | "all"}              keys that a kind has no use for are ignored by it

@@ -58,8 +58,11 @@ def of(target: Mapping[str, Any], variables: Sequence[str], io: Any = None) -> t
 def lacking(target: Mapping[str, Any], variables: Sequence[str]) -> CallFailed:
     """That there is no key, and what to do about it."""
     named = target.get("key_env") or " or ".join(variables)
-    kept = f"; or say: mllm keys set {target['key_name']}" if target.get("key_name") else ""
-    return CallFailed("auth", f"{named} is not set; it should hold the key{kept}", billed="no")
+    kept, withheld = target.get("key_name"), target.get("key_withheld")
+    also = f"; or say: mllm keys set {kept}" if kept else ""
+    if withheld and keys.is_kept(withheld):
+        also = f"; the one that mllm keys has for {withheld} is not sent to a --base-url"
+    return CallFailed("auth", f"{named} is not set; it should hold the key{also}", billed="no")
 
 
 def environment(passed: Sequence[str] = ()) -> dict[str, str]:
