@@ -10,13 +10,15 @@ import socket
 import threading
 import time
 
+import pytest
 from loopback.play import Play
 from test_http import Io, server, whole
 
 from mllm_pipe import waiting
 from mllm_pipe.calling.crew import FAILED, READ, Crew
 from mllm_pipe.calling.loop import FEW, Loop, Queue
-from mllm_pipe.runtimes import _http
+from mllm_pipe.runtimes import _http, _socket
+from mllm_pipe.runtimes._clock import Broken, Clock
 
 LONG_S = 120.0  # only what hangs takes so long
 
@@ -271,6 +273,28 @@ def test_who_are_asked_the_same_are_asked_at_once_in_flight(sh, batch):
         ran = sh(f"OPENAI_BASE_URL={server.url} OPENAI_API_KEY=k dispatch -q -j 3 --to openai-chat:a --to openai-chat:b < in"
                  " | grep -c '\"content\":\"yes\"'")  # fmt: skip
     assert ran == (0, "6\n", "")
+
+
+@pytest.mark.parametrize(("said", "why"), [([], "nowhere.example has no address"), (socket.gaierror("no such name"), "no such name")])
+def test_a_name_is_asked_for_once_by_all_who_come_meanwhile(monkeypatch, said, why):
+    asked, all_here = [], threading.Event()
+
+    def name_service(host, port, **_):
+        asked.append(host)
+        assert all_here.wait(LONG_S)
+        if isinstance(said, OSError):
+            raise said
+        return said
+
+    def ask():
+        _socket.reached("nowhere.example", 80, Clock(Io(LONG_S), LONG_S, LONG_S))
+
+    monkeypatch.setattr(socket, "getaddrinfo", name_service)
+    *failures, _ = done_by(*[ask] * 30, all_here.set)
+    assert {(type(one), str(one)) for one in failures} == {(Broken, why)} and asked == ["nowhere.example"]
+    with pytest.raises(Broken, match=why):
+        ask()
+    assert len(asked) == 2, "a failure is not kept"
 
 
 def test_calls_to_a_server_share_a_thread(sh, batch):

@@ -7,10 +7,11 @@ import os
 import select
 import socket
 import time
+from threading import Lock
 from typing import Any, Protocol
 
 from mllm_pipe.runtimes._clock import CONNECT_S, Broken, Clock, Late
-from mllm_pipe.waiting import READ, WRITE, aside, ready
+from mllm_pipe.waiting import READ, WRITE, Changed, Taken, aside, ready
 
 AT_ONCE = 1 << 16  # bytes that are read, or given to a write, which grants its timeout to every send anew
 KEEP_S = 1.5  # gunicorn closes what has rested for 2 s; uvicorn, Node and cpp-httplib wait for 5
@@ -129,13 +130,47 @@ def reached(host: str, port: int, clock: Clock) -> Connection:
 
 
 def _addresses(host: str, port: int) -> list[Any]:
-    """What the name service says of a host; asked anew after a while, not for each of a hundred thousand calls."""
-    now = time.monotonic()
-    said, at = _names.get((host, port), ([], -NAME_S))
-    if now - at >= NAME_S:
-        said = aside(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        _names[host, port] = said, now
-    return said
+    """What the name service says of a host: asked once for all who ask at one time, and anew after a while, not for
+    each of a hundred thousand calls."""
+    place, now = (host, port), time.monotonic()
+    with _one_asks:
+        lookup = _names.get(place)
+        asks = lookup is None or lookup.over and now - lookup.since >= NAME_S
+        if lookup is None or asks:
+            lookup = _names[place] = _Lookup(now)
+    if asks:
+        lookup.ask(host, port)
+    return lookup.said_of_it()
 
 
-_names: dict[tuple[str, int], tuple[list[Any], float]] = {}
+class _Lookup:
+    """A question to the name service, which may take its time, and what it says."""
+
+    def __init__(self, since: float) -> None:
+        self.since, self.over = since, False
+        self.ended = Changed()
+        self.said: list[Any] = []
+        self.error: BaseException | None = None
+
+    def ask(self, host: str, port: int) -> None:
+        """Ask it, aside; who waits for the same hears of it. A failure is not kept."""
+        with Taken() as taken:
+            self.said = aside(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        if taken.error:
+            _names.pop((host, port), None)
+        with self.ended:
+            self.error, self.over = taken.error, True
+            self.ended.notify_all()
+
+    def said_of_it(self) -> list[Any]:
+        """What it says, waited for; raises what it raised."""
+        with self.ended:
+            while not self.over:
+                self.ended.wait()
+        if self.error:
+            raise self.error
+        return self.said
+
+
+_names: dict[tuple[str, int], _Lookup] = {}
+_one_asks = Lock()
